@@ -1,0 +1,104 @@
+"""`benchmark`: how fast a bundle runs here, with the steps it took beside every speed."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from dlm_edge import __version__
+from dlm_edge.artifacts import resolve_bundle
+from dlm_edge.memory import peak_rss_bytes
+from dlm_edge.runtime import Engine, Result
+
+
+class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Keys of `dlm-edge bench --json`. `spread` is the slowest over the fastest repeat."""
+
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    setting: dict[str, Any]
+    rows: list[dict[str, Any]]
+    time_by_phase: dict[str, float]
+
+
+def benchmark(
+    artefact: str | Path,
+    *,
+    prompt_tokens: Sequence[int] = (64, 512),
+    new_tokens: int = 64,
+    repeats: int = 3,
+    threads: int | None = None,
+    sampler: str = "threshold",
+    threshold: float = 0.9,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> BenchReport:
+    """Generate exactly `new_tokens` after random prompts of each length; one warm-up, then the median of `repeats`.
+
+    Random prompts say nothing about quality, and how many tokens a step commits on them is not what real text gives:
+    compare `seconds_per_forward`, or use `sampler="static"`.
+    """
+    import onnxruntime
+
+    say = progress or (lambda _: None)
+    rng = np.random.default_rng(seed)
+    options: dict[str, Any] = {"sampler": sampler} | ({"threshold": threshold} if sampler == "threshold" else {})
+    rows = []
+    phases: dict[str, float] = {"prefill": 0.0, "steps": 0.0}
+    with Engine.open(resolve_bundle(artefact), threads=threads) as engine:
+        usable = np.setdiff1d(np.arange(engine.spec.vocab_size), reserved_ids(engine))
+        for n in prompt_tokens:
+            prompt = rng.choice(usable, n).tolist()
+            results: list[Result] = []
+            for repeat in range(repeats + 1):
+                say(f"prompt {n}, " + (f"repeat {repeat} of {repeats}" if repeat else "warm-up"))
+                result = engine.generate(
+                    prompt_ids=prompt, max_new_tokens=new_tokens, seed=seed, ignore_eos=True, **options
+                )
+                results.append(result)
+            rows.append(summarise(n, new_tokens, results[1:]))
+            phases["prefill"] += sum(r.prefill_seconds for r in results[1:])
+            phases["steps"] += sum(r.seconds - r.prefill_seconds for r in results[1:])
+    return BenchReport(
+        machine={"processor": processor(), "system": platform.platform(), "threads": threads},
+        versions={"dlm-edge": __version__, "onnxruntime": onnxruntime.__version__, "python": platform.python_version()},
+        setting={"sampler": sampler if sampler == "static" else f"{sampler} {threshold}", "repeats": repeats},
+        rows=rows,
+        time_by_phase=phases,
+    )
+
+
+def reserved_ids(engine: Engine) -> list[int]:
+    return [engine.spec.conventions.mask_id, *engine.spec.conventions.stop_ids]
+
+
+def summarise(prompt_tokens: int, new_tokens: int, results: Sequence[Result]) -> dict[str, Any]:
+    seconds = [r.seconds for r in results]
+    per_forward = [(r.seconds - r.prefill_seconds) / max(r.steps, 1) for r in results]
+    return {
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "prefill_seconds": statistics.median(r.prefill_seconds for r in results),
+        "seconds_per_forward": statistics.median(per_forward),
+        "effective_tokens_per_s": new_tokens / statistics.median(seconds),
+        "steps_per_token": statistics.median(r.steps_per_token for r in results),
+        "peak_rss_bytes": peak_rss_bytes(),
+        "spread": max(seconds) / min(seconds),
+    }
+
+
+def processor() -> str:
+    """The processor's own name where the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor()

@@ -1,0 +1,106 @@
+"""The exported folder: what its manifest says, and how it is opened without executing anything from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from dlm_edge import files
+from dlm_edge.errors import InputFileError
+from dlm_edge.families.spec import ModelSpec
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_SCHEMA = 1
+MAX_MANIFEST_BYTES = 4 << 20
+
+
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: str
+    size: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    schema: int
+    tool_version: str
+    target: str  # cpu or cuda
+    model: ModelSpec
+    operator_version: int
+    opset: int
+    cache_layouts: tuple[str, ...]
+    cache_dtype: str
+    quantization: dict[str, Any] | None
+    nodes: tuple[dict[str, Any], ...]  # per MatMulNBits node: name, bits, group_size, accuracy_level
+    sampler_defaults: dict[str, Any]
+    parity: dict[str, Any]
+    measured: dict[str, Any]
+    files: tuple[FileEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    path: Path
+    manifest: Manifest
+
+    @property
+    def graph_path(self) -> Path:
+        return self.path / "model.onnx"
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.path / "tokenizer.json"
+
+    @property
+    def chat_template_path(self) -> Path | None:
+        path = self.path / "chat_template.jinja"
+        return path if path.is_file() else None
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(entry.size for entry in self.manifest.files)
+
+
+def is_bundle(path: Path) -> bool:
+    return (path / MANIFEST_NAME).is_file()
+
+
+def open_bundle(path: Path, *, verify_hashes: bool = False) -> Bundle:
+    """Read and check the manifest and the sizes of all files it lists; hashes too when asked.
+
+    Raises E-MANIFEST (missing, malformed, another schema, a file that differs) and never reads a file
+    that the manifest does not name.
+    """
+    manifest = _read_manifest(path / MANIFEST_NAME)
+    for entry in manifest.files:
+        if Path(entry.name).name != entry.name or entry.name in ("", ".", ".."):
+            raise InputFileError("E-MANIFEST", f"{path}: {entry.name!r} is not a plain file name", "export it again")
+        file = path / entry.name
+        if not file.is_file():
+            raise InputFileError("E-MANIFEST", f"{file} is missing", "copy the whole folder, or export it again")
+        if file.stat().st_size != entry.size:
+            found = file.stat().st_size
+            raise InputFileError(
+                "E-MANIFEST", f"{file} has {found} bytes, the manifest says {entry.size}", "copy or export it again"
+            )
+        if verify_hashes and files.sha256_of(file) != entry.sha256:
+            raise InputFileError("E-MANIFEST", f"{file} does not have the hash in the manifest", "export it again")
+    return Bundle(path, manifest)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    if not path.is_file():
+        hint = "give the folder that `dlm-edge export` wrote"
+        raise InputFileError("E-MANIFEST", f"{path.parent} holds no {MANIFEST_NAME}", hint)
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise InputFileError("E-MANIFEST", f"{path} is larger than {MAX_MANIFEST_BYTES} bytes", "export it again")
+    try:
+        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except msgspec.DecodeError as error:
+        raise InputFileError("E-MANIFEST", f"{path}: {error}", "export it again with this version") from error
+    if manifest.schema != MANIFEST_SCHEMA:
+        message = f"{path} has schema {manifest.schema}, this version reads {MANIFEST_SCHEMA}"
+        raise InputFileError("E-MANIFEST", message, "export it again with this version")
+    return manifest

@@ -1,0 +1,41 @@
+"""`dlm-edge export`: a checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+import click
+
+from dlm_edge.cli.output import print_json, progress_line, size
+
+
+@click.command("export")
+@click.argument("checkpoint", metavar="CKPT")
+@click.option("-o", "--output", metavar="BUNDLE", required=True, help="Folder to write; must not exist yet.")
+@click.option("--target", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--accuracy",
+    type=click.Choice(["fast", "exact"]),
+    default="fast",
+    show_default=True,
+    help="fast: packed layers may round activations to int8; exact: never.",
+)
+@click.option("--restart", is_flag=True, help="Replace an existing bundle.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(checkpoint: str, output: str, target: str, accuracy: str, restart: bool, as_json: bool) -> None:
+    """Export the checkpoint folder CKPT (or `reference`, `reference-full`) to ONNX.
+
+    The graph is compared with the source model on real prompts before the bundle counts as finished.
+    """
+    import msgspec
+
+    from dlm_edge.export import export
+
+    report = export(
+        checkpoint, output, target=target, accuracy=accuracy, restart=restart, progress=progress_line
+    )
+    if as_json:
+        print_json(msgspec.to_builtins(report))
+        return
+    parity = report.parity
+    print(f"written   {report.output}   {size(report.size_bytes)} in {report.seconds:.1f} s")
+    print(f"parity    {parity['max_rel_error']:.1e} of the largest logit over {parity['prompts']} prompts")
+    print(f"next      dlm-edge generate {report.output} -p TEXT")

@@ -1,0 +1,111 @@
+"""The command group, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+try:
+    import click
+except ImportError:  # the library works without it, the command line does not
+    print("error E-DEPENDENCY: the command line needs click, pip install 'dlm-edge[cli]'", file=sys.stderr)
+    raise SystemExit(5) from None
+
+from dlm_edge import __version__
+from dlm_edge.errors import DlmEdgeError, InternalError, Stopped
+
+VERBS = {  # verb: module that holds a click command named `command`
+    "quantize": "dlm_edge.cli.quantize",
+    "export": "dlm_edge.cli.export",
+    "generate": "dlm_edge.cli.generate",
+    "eval": "dlm_edge.cli.eval",
+    "bench": "dlm_edge.cli.bench",
+    "inspect": "dlm_edge.cli.inspect",
+    "doctor": "dlm_edge.cli.doctor",
+    "demo": "dlm_edge.cli.demo",
+}
+
+
+class LazyVerbs(click.Group):
+    """Imports a verb only when it is asked for: `--help` needs neither numpy nor torch."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(VERBS[name]).command
+        return command
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], VERBS, n=1)
+            advice = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(VERBS)}"
+            context.fail(f"No such command {args[0]!r}{advice}")
+        return super().resolve_command(context, args)
+
+
+@click.group(cls=LazyVerbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="dlm-edge")
+def program() -> None:
+    """Quantize, export and run diffusion language models."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code that `cli.md` promises for each kind of error."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in arguments
+    try:
+        program.main(args=arguments, prog_name="dlm-edge", standalone_mode=False)
+        sys.stdout.flush()
+        return 0
+    except DlmEdgeError as error:
+        return report(error, as_json)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return report(Stopped("E-STOPPED", "stopped"), as_json)
+    except BrokenPipeError:  # the reader of our output has gone, as in `dlm-edge ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except click.exceptions.Exit as leaving:
+        return leaving.exit_code
+    except ImportError as error:
+        if error.name and error.name.split(".")[0] in EXTRAS:
+            return report(missing(error.name), as_json)
+        return report(bug(error), as_json)
+    except Exception as error:
+        return report(bug(error), as_json)
+
+
+EXTRAS = {"torch": "quant", "onnx": "export", "rich": "cli", "onnxruntime": "cpu", "platformdirs": "cli"}
+
+
+def missing(module: str) -> DlmEdgeError:
+    from dlm_edge.errors import EnvironmentProblem
+
+    name = module.split(".")[0]
+    return EnvironmentProblem("E-DEPENDENCY", f"this command needs {name}", f"pip install 'dlm-edge[{EXTRAS[name]}]'")
+
+
+def bug(error: Exception) -> InternalError:
+    traceback.print_exc()
+    return InternalError("E-INTERNAL", f"{type(error).__name__}: {error}", "please report this with the lines above")
+
+
+def report(error: DlmEdgeError, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({"error": error.to_dict()}))
+    else:
+        message = f"error {error.code}: {error.message}" + (f", {error.hint}" if error.hint else "")
+        print(message, file=sys.stderr)
+    return error.exit_code

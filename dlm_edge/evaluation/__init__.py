@@ -1,0 +1,1 @@
+"""Quality: tasks with checkable answers, masked NLL, commit flips."""

@@ -1,0 +1,97 @@
+"""`inspect_artefact`: what a folder holds, from its headers alone; no weight is read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from dlm_edge.bundle import is_bundle, open_bundle
+from dlm_edge.families.spec import ModelSpec
+
+
+class Inspection(msgspec.Struct, frozen=True, kw_only=True):
+    """Keys of `dlm-edge inspect --json`."""
+
+    kind: str  # checkpoint, quantized or bundle
+    family: str
+    architecture: str
+    parameters: int
+    size_bytes: int
+    dtypes: dict[str, int]  # number of tensors per storage type
+    conventions: dict[str, Any]
+    dimensions: dict[str, Any]
+    cache_bytes_per_token: int
+    quantization: dict[str, Any] | None
+
+
+def inspect_artefact(path: str | Path) -> Inspection:
+    """Describe a checkpoint, a quantized checkpoint or a bundle; raises what opening it raises."""
+    if is_bundle(Path(path)):
+        return _bundle(Path(path))
+    from dlm_edge.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(path)
+    record = checkpoint.record
+    return _describe(
+        checkpoint.spec,
+        kind="checkpoint" if record is None else "quantized",
+        size_bytes=sum(f.stat().st_size for f in checkpoint.path.iterdir() if f.is_file()),
+        dtypes=dict(Counter(checkpoint.dtype(role) for role in checkpoint.roles())),
+        cache_item_bytes=4,
+        quantization=None if record is None else _summary(msgspec.to_builtins(record)),
+    )
+
+
+def _bundle(path: Path) -> Inspection:
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
+    return _describe(
+        manifest.model,
+        kind="bundle",
+        size_bytes=bundle.size_bytes,
+        dtypes={"MatMulNBits": len(manifest.nodes), manifest.cache_dtype: 1},
+        cache_item_bytes=2 if manifest.cache_dtype == "float16" else 4,
+        quantization=None if manifest.quantization is None else _summary(manifest.quantization),
+    )
+
+
+def _describe(
+    spec: ModelSpec,
+    *,
+    kind: str,
+    size_bytes: int,
+    dtypes: dict[str, int],
+    cache_item_bytes: int,
+    quantization: dict[str, Any] | None,
+) -> Inspection:
+    dimensions = msgspec.to_builtins(spec)
+    conventions = dimensions.pop("conventions")
+    return Inspection(
+        kind=kind,
+        family=spec.family,
+        architecture=spec.architecture,
+        parameters=parameter_count(spec),
+        size_bytes=size_bytes,
+        dtypes=dtypes,
+        conventions=conventions,
+        dimensions=dimensions,
+        cache_bytes_per_token=2 * spec.n_layers * spec.kv_width * cache_item_bytes,
+        quantization=quantization,
+    )
+
+
+def parameter_count(spec: ModelSpec) -> int:
+    attention = spec.hidden_size * (2 * spec.q_width + 2 * spec.kv_width)
+    biases = (spec.q_width + 2 * spec.kv_width) * spec.qkv_bias
+    norms = 2 * spec.hidden_size + 2 * spec.head_dim * spec.qk_norm
+    layer = attention + biases + norms + 3 * spec.hidden_size * spec.intermediate_size
+    embeddings = spec.embedding_rows * spec.hidden_size * (1 if spec.tied_head else 2)
+    return spec.n_layers * layer + embeddings + spec.hidden_size
+
+
+def _summary(record: dict[str, Any]) -> dict[str, Any]:
+    kept = ("method", "bits", "group_size", "seed", "calibration", "skipped", "fallbacks")
+    return {key: record[key] for key in kept} | {"layers": len(record["layers"])}

@@ -1,0 +1,158 @@
+"""`export`: a checkpoint folder, quantized or not, becomes a bundle that the runtime opens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+
+import dlm_edge
+from dlm_edge import files, kernels
+from dlm_edge.bundle import MANIFEST_NAME, MANIFEST_SCHEMA, FileEntry, Manifest
+from dlm_edge.checkpoint import Checkpoint, open_checkpoint
+from dlm_edge.errors import ResourceError, UsageProblem
+from dlm_edge.export.card import model_card
+from dlm_edge.export.external_data import ExternalData, data_path
+from dlm_edge.export.graph import OPSET, StepGraph
+from dlm_edge.export.linear import Precision
+from dlm_edge.export.verify import verify
+from dlm_edge.journal import WorkFolder, free_bytes
+from dlm_edge.memory import peak_rss_bytes
+
+GRAPH_NAME = "model.onnx"
+COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE", "LICENSE.txt", "LICENSE.md")
+TARGETS = ("cpu", "cuda")
+ACCURACIES = ("fast", "exact")
+BODY = {"cpu": np.dtype(np.float32), "cuda": np.dtype(np.float16)}
+
+
+class ExportReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Keys of `dlm-edge export --json`."""
+
+    output: str
+    size_bytes: int
+    opset: int
+    operator_version: int
+    nodes: list[dict[str, Any]]
+    parity: dict[str, Any]
+    seconds: float
+    peak_rss_bytes: int
+
+
+def export(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    target: str = "cpu",
+    accuracy: str = "fast",
+    restart: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> ExportReport:
+    """Write the bundle `out`; nothing stands under that name before the graph agreed with the source model.
+
+    `accuracy` fast lets packed layers of a CPU bundle round their activations to int8, exact never does (slower).
+    `restart` replaces an existing bundle. Raises E-EXISTS, E-PARITY, E-IO and whatever the checkpoint raises.
+    """
+    started = time.perf_counter()
+    if target not in TARGETS:
+        raise UsageProblem("E-USAGE", f"target {target!r} is not known", f"known: {', '.join(TARGETS)}")
+    if accuracy not in ACCURACIES:
+        raise UsageProblem("E-USAGE", f"accuracy {accuracy!r} is not known", f"known: {', '.join(ACCURACIES)}")
+    say = progress or (lambda _: None)
+    # A bundle without a usable tokenizer would fail only when somebody runs it.
+    source, out = open_checkpoint(checkpoint, need_tokenizer=True), Path(out)
+    check_space(source, out)
+    fingerprint = {"weights": source.weight_files(), "target": target, "accuracy": accuracy, "version": dlm_edge.__version__}
+    # An export is minutes of copying: it is done anew, not resumed, so an unfinished one never stands in the way.
+    with WorkFolder.open(out, fingerprint, resume=False, restart=restart, discard_unfinished=True) as work:
+        say(f"reading   {source.name}: {source.spec.family}, {source.spec.n_layers} layers")
+        precision = Precision(BODY[target], int8_activations=target == "cpu" and accuracy == "fast")
+        nodes = write_graph(source, work.path / GRAPH_NAME, precision)
+        source.check_unchanged()
+        say("checking  the graph against the source model")
+        parity = verify(
+            work.path / GRAPH_NAME, source, accuracy=accuracy_of(nodes, precision), native=target == "cpu"
+        )
+        for name in COPIED:
+            if (source.path / name).is_file():
+                files.write_file(work.path / name, (source.path / name).read_bytes())
+        files.write_file(work.path / "README.md", model_card(source, target, parity))
+        write_manifest(work.path, source, target, precision, nodes, parity)
+        size = sum(f.stat().st_size for f in work.path.iterdir() if f.name != "journal.jsonl")
+        work.finish()
+    return ExportReport(
+        output=str(out),
+        size_bytes=size,
+        opset=OPSET,
+        operator_version=kernels.OPERATOR_VERSION,
+        nodes=nodes,
+        parity=parity,
+        seconds=time.perf_counter() - started,
+        peak_rss_bytes=peak_rss_bytes(),
+    )
+
+
+def write_graph(source: Checkpoint, path: Path, precision: Precision) -> list[dict[str, Any]]:
+    """Stream weights into the data file, then write the graph; returns the MatMulNBits nodes."""
+    with files.replacing(data_path(path)) as file:
+        step = StepGraph(source, ExternalData(file, data_path(path).name), precision)
+        model = step.build()
+    files.write_file(path, model.SerializeToString(deterministic=True))
+    onnx.checker.check_model(str(path))
+    return list(step.quantized)
+
+
+def write_manifest(
+    folder: Path,
+    source: Checkpoint,
+    target: str,
+    precision: Precision,
+    nodes: list[dict[str, Any]],
+    parity: dict[str, Any],
+) -> None:
+    entries = tuple(
+        FileEntry(name=p.name, size=p.stat().st_size, sha256=files.sha256_of(p))
+        for p in sorted(folder.iterdir())
+        if p.name not in ("journal.jsonl", MANIFEST_NAME)
+    )
+    record = source.record
+    manifest = Manifest(
+        schema=MANIFEST_SCHEMA,
+        tool_version=dlm_edge.__version__,
+        target=target,
+        model=source.spec,
+        operator_version=kernels.OPERATOR_VERSION,
+        opset=OPSET,
+        cache_layouts=("kv",),
+        cache_dtype=precision.body.name,
+        quantization=None if record is None else msgspec.to_builtins(record),
+        nodes=tuple(nodes),
+        sampler_defaults={},
+        parity=parity,
+        measured={},
+        files=entries,
+    )
+    files.write_file(folder / MANIFEST_NAME, msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+
+
+def accuracy_of(nodes: list[dict[str, Any]], precision: Precision) -> str:
+    """Which bound of `verify` applies: the coarsest arithmetic in the graph decides."""
+    if any(node["accuracy_level"] == 4 for node in nodes):
+        return "int8_activations"
+    return precision.body.name
+
+
+def check_space(source: Checkpoint, out: Path) -> None:
+    """Float32 bundles are at most twice their float16 or bfloat16 source."""
+    needed = 2 * sum(entry["size"] for entry in source.weight_files()) + (16 << 20)
+    free = free_bytes(out.absolute().parent)
+    if free < needed:
+        message = f"{out} needs up to {needed >> 20} MiB, {free >> 20} MiB are free"
+        raise ResourceError("E-IO", message, "free some space or choose another folder")
+
+

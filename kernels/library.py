@@ -1,0 +1,76 @@
+"""The compiled operator library: where it is, whether it fits, and registering it with ONNX Runtime.
+
+Without the library nothing is lost but speed: every model carries the operators as functions of standard ones.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+from dlm_edge.errors import EnvironmentProblem
+
+DOMAIN = "dlm_edge"
+OPERATOR_VERSION = 1
+FILE_NAME = "libdlm_edge_ops.so"
+
+
+class SessionOptions(Protocol):
+    """The one method needed of `onnxruntime.SessionOptions`."""
+
+    def register_custom_ops_library(self, path: str, /) -> None: ...
+
+
+def library_path() -> Path | None:
+    """The library beside this package, or None where it was not built."""
+    path = Path(__file__).resolve().parent / FILE_NAME
+    return path if path.is_file() else None
+
+
+def register(session_options: SessionOptions) -> bool:
+    """Add the native operators to a session; False where there is no library and the function bodies run.
+
+    Raises EnvironmentProblem when the library cannot be loaded or belongs to another version of this package.
+    """
+    path = library_path()
+    if path is None:
+        return False
+    _load(path)
+    session_options.register_custom_ops_library(str(path))
+    return True
+
+
+def simd() -> str | None:
+    """The vector width in use ("avx512", "avx2" or "portable"), or None without a library."""
+    path = library_path()
+    if path is None:
+        return None
+    name: bytes = _load(path).dlm_edge_simd()
+    return name.decode()
+
+
+def set_simd(name: str | None) -> bool:
+    """Force a vector width for the whole process (None: the best again). False where it is not available.
+
+    For tests and measurements. Calls that are under way keep the width they started with.
+    """
+    path = library_path()
+    return path is not None and bool(_load(path).dlm_edge_set_simd(name.encode() if name else None))
+
+
+@cache
+def _load(path: Path) -> ctypes.CDLL:
+    hint = "reinstall dlm-edge, or delete the file to run on standard operators"
+    try:
+        library = ctypes.CDLL(str(path))
+        library.dlm_edge_simd.restype = ctypes.c_char_p
+        library.dlm_edge_set_simd.argtypes = [ctypes.c_char_p]
+        version = library.dlm_edge_operator_version()
+    except (OSError, AttributeError) as error:
+        raise EnvironmentProblem("E-NATIVE", f"{path} cannot be loaded: {error}", hint) from error
+    if version != OPERATOR_VERSION:
+        message = f"{path} has operator version {version}, this package needs {OPERATOR_VERSION}"
+        raise EnvironmentProblem("E-NATIVE", message, hint)
+    return library

@@ -1,0 +1,98 @@
+"""The canvas and the grid of blocks on it: which positions are filled, in which order, in how many steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlm_edge.errors import UsageProblem
+from dlm_edge.families.spec import Conventions
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Positions [start, end) that are filled together, in at most `n_steps` steps; None: one token per step."""
+
+    start: int
+    end: int
+    n_steps: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    start: int
+    end: int
+    spans: tuple[Span, ...]  # the sub-blocks that hold masks, left to right
+
+
+class Canvas:
+    """Prompt and masks in one array of ids, rounded up to the grid; only `commit` writes to it."""
+
+    def __init__(self, prompt_ids: Sequence[int], gen_len: int, end: int, mask_id: int) -> None:
+        self.prompt_len, self.gen_len, self.mask_id = len(prompt_ids), gen_len, mask_id
+        self.ids = np.full(end, mask_id, np.int64)
+        self.ids[: self.prompt_len] = prompt_ids
+        self.is_masked = np.arange(end) >= self.prompt_len
+        self.confidence = np.zeros(end, np.float32)  # of the commit, or of the latest prediction while masked
+
+    def masked(self, start: int, end: int) -> NDArray[np.int64]:
+        return start + np.flatnonzero(self.is_masked[start:end])
+
+    def commit(self, positions: NDArray[np.int64], ids: NDArray[np.int64]) -> None:
+        assert self.is_masked[positions].all() and not (ids == self.mask_id).any(), (positions, ids)
+        self.ids[positions] = ids
+        self.is_masked[positions] = False
+
+    def final_tokens(self, stop_ids: Sequence[int]) -> tuple[list[int], bool]:
+        """The generated tokens that cannot change any more, up to the first stop id; and whether there was one.
+
+        A stop id right of a mask does not count yet. Tokens beyond gen_len are rounding and never appear.
+        """
+        last = self.prompt_len + self.gen_len
+        waiting = self.masked(self.prompt_len, last)
+        ids = self.ids[self.prompt_len : int(waiting[0]) if waiting.size else last]
+        stops = np.flatnonzero(np.isin(ids, np.asarray(stop_ids, np.int64)))
+        tokens: list[int] = (ids[: stops[0]] if stops.size else ids).tolist()
+        return tokens, bool(stops.size)
+
+
+def grid_edges(conventions: Conventions, prompt_len: int, gen_len: int, block_length: int) -> tuple[int, int]:
+    """Start of the first block with masks, and end of the last one."""
+    origin = prompt_len if conventions.grid_origin == "prompt_end" else 0
+    start = origin + (prompt_len - origin) // block_length * block_length
+    return start, start + -(-(prompt_len + gen_len - start) // block_length) * block_length
+
+
+def plan_blocks(
+    start: int, end: int, *, prompt_len: int, block_length: int, sub_block_length: int, steps: int | None
+) -> list[Block]:
+    """Blocks of the grid with their sub-blocks; `steps` is the number of denoising steps of the whole request.
+
+    Block b of n gets steps // n of them, the first steps % n blocks one more; its sub-blocks share those in
+    the same way. Raises E-PARAM when a block or sub-block would get none.
+    """
+    starts = range(start, end, block_length)
+    blocks = []
+    for index, first in enumerate(starts):
+        share = None if steps is None else split_evenly(steps, len(starts), index, "blocks")
+        edges = [
+            (at, min(at + sub_block_length, first + block_length))
+            for at in range(first, first + block_length, sub_block_length)
+            if min(at + sub_block_length, first + block_length) > prompt_len
+        ]
+        spans = tuple(
+            Span(*edge, None if share is None else split_evenly(share, len(edges), i, "sub-blocks of a block"))
+            for i, edge in enumerate(edges)
+        )
+        blocks.append(Block(first, first + block_length, spans))
+    return blocks
+
+
+def split_evenly(total: int, parts: int, index: int, what: str) -> int:
+    if total < parts:
+        hint = "give more steps, or a larger block length where the family allows it"
+        raise UsageProblem("E-PARAM", f"{total} steps are fewer than the {parts} {what}", hint)
+    return total // parts + (index < total % parts)

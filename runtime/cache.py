@@ -1,0 +1,164 @@
+"""Where the keys and values of finished positions come from: four policies over one step graph.
+
+BlockCache   block-causal families. Exact: finished blocks never see later ones, so their K/V is stored once, by
+             a pass over the clean block, and a step runs the current block only.
+NoCache      recomputes the whole visible sequence at every step. The definition the others are compared with.
+PrefixCache  full attention. One pass over everything at the start of a block, then [block start, end) only.
+DualCache    the same, then the block only (Fast-dLLM, Wu et al. 2025, arXiv 2505.22618, section 3.2). Both are
+             approximate, because stored K/V does not see the tokens committed since; with a refresh at every
+             step they are NoCache.
+
+With logit_shift 1 the scores of position p are row p - 1. The approximate windows therefore start one position
+early; BlockCache keeps the last row of the clean pass, which saw exactly what recomputation would show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlm_edge.errors import UsageProblem
+from dlm_edge.families.spec import Conventions
+from dlm_edge.runtime.blocks import Block, Canvas
+from dlm_edge.runtime.step_model import FULL_ATTENTION, Logits, StepModel
+
+Positions = NDArray[np.int64]
+NO_ROWS = np.empty(0, np.int64)
+
+
+class Cache(Protocol):
+    def prefill(self, end: int) -> None:
+        """Store what is final before the first block, which begins at `end`."""
+
+    def start_block(self, block: Block) -> None: ...
+
+    def rows(self, positions: Positions) -> Sequence[Logits]:
+        """Logits [vocab_size] for each of the positions of the current block, valid until the next call."""
+
+    def finish_block(self) -> None:
+        """The current block is clean and another one follows."""
+
+
+class CountedModel:
+    """A model on one canvas, counting its forward passes."""
+
+    def __init__(self, model: StepModel, canvas: Canvas, conventions: Conventions) -> None:
+        self.model, self.canvas = model, canvas
+        self.shift = conventions.logit_shift
+        lengths = {"full": FULL_ATTENTION, "causal": 1, "block_causal": conventions.block_length}
+        self.attn_block = lengths[conventions.attention]
+        self.passes = 0
+
+    def run(self, start: int, end: int, cache_len: int, positions: Positions) -> Logits:
+        """Window [start, end) of the canvas; logits of the rows that predict `positions`."""
+        self.passes += 1
+        rows = positions - self.shift - start
+        return self.model.run(self.canvas.ids[start:end], start, cache_len, self.attn_block, rows)
+
+
+class NoCache:
+    def __init__(self, model: CountedModel) -> None:
+        self.model = model
+        self.is_full = model.attn_block == FULL_ATTENTION
+        self.end = 0
+
+    def prefill(self, end: int) -> None:
+        pass
+
+    def start_block(self, block: Block) -> None:
+        self.end = len(self.model.canvas.ids) if self.is_full else block.end
+
+    def rows(self, positions: Positions) -> Sequence[Logits]:
+        return list(self.model.run(0, self.end, 0, positions))
+
+    def finish_block(self) -> None:
+        pass
+
+
+class BlockCache:
+    def __init__(self, model: CountedModel, block_length: int, prefill_chunk: int) -> None:
+        self.model = model
+        self.chunk = max(prefill_chunk // block_length, 1) * block_length  # whole blocks see each other
+        self.block = Block(0, 0, ())
+        self.carried: Logits | None = None  # the row that predicts the first position of the next block
+
+    def prefill(self, end: int) -> None:
+        for start in range(0, end, self.chunk):
+            self._store(start, min(start + self.chunk, end), predict_next=start + self.chunk >= end)
+
+    def start_block(self, block: Block) -> None:
+        self.block = block
+
+    def rows(self, positions: Positions) -> Sequence[Logits]:
+        start, end = self.block.start, self.block.end
+        if not self.model.shift or positions[0] > start:
+            return list(self.model.run(start, end, start, positions))
+        assert self.carried is not None, "a shifted model was asked for the position after nothing"
+        rest = self.model.run(start, end, start, positions[1:]) if len(positions) > 1 else ()
+        return [self.carried, *rest]
+
+    def finish_block(self) -> None:
+        self._store(self.block.start, self.block.end, predict_next=True)
+
+    def _store(self, start: int, end: int, *, predict_next: bool) -> None:
+        """A pass over clean blocks, which leaves their K/V in the cache."""
+        wanted = np.array([end]) if self.model.shift and predict_next else NO_ROWS
+        logits = self.model.run(start, end, start, wanted)
+        self.carried = logits[0].copy() if wanted.size else None
+
+
+class ApproximateCache:
+    """What PrefixCache and DualCache share: when to refresh, and the pass that does it."""
+
+    def __init__(self, model: CountedModel, refresh_every: int | None) -> None:
+        self.model, self.refresh_every = model, refresh_every
+        self.length = len(model.canvas.ids)
+        self.step = 0
+        self.first, self.end = 0, 0
+
+    def prefill(self, end: int) -> None:
+        pass
+
+    def start_block(self, block: Block) -> None:
+        self.step = 0
+        self.first, self.end = max(block.start - self.model.shift, 0), block.end
+
+    def rows(self, positions: Positions) -> Sequence[Logits]:
+        refresh = self.step == 0 or (self.refresh_every is not None and self.step % self.refresh_every == 0)
+        self.step += 1
+        return list(self.model.run(0, self.length, 0, positions) if refresh else self.reuse(positions))
+
+    def reuse(self, positions: Positions) -> Logits:
+        raise NotImplementedError
+
+    def finish_block(self) -> None:
+        pass
+
+
+class PrefixCache(ApproximateCache):
+    def reuse(self, positions: Positions) -> Logits:
+        return self.model.run(self.first, self.length, self.first, positions)
+
+
+class DualCache(ApproximateCache):
+    def reuse(self, positions: Positions) -> Logits:
+        return self.model.run(self.first, self.end, self.length, positions)
+
+
+def open_cache(
+    kind: str, model: CountedModel, conventions: Conventions, *, refresh_every: int | None, prefill_chunk: int
+) -> Cache:
+    """The cache called `kind` (block, none, prefix, dual); E-PARAM when the family's attention has no such one."""
+    fits = {"none": True, "block": conventions.attention != "full"}
+    if not fits.get(kind, conventions.attention == "full"):
+        other = "prefix, dual or none" if conventions.attention == "full" else "block (which is exact) or none"
+        message = f"the {kind} cache does not fit {conventions.attention} attention"
+        raise UsageProblem("E-PARAM", message, f"this model has the caches {other}")
+    if kind == "block":
+        return BlockCache(model, conventions.block_length, prefill_chunk)
+    if kind == "none":
+        return NoCache(model)
+    return {"prefix": PrefixCache, "dual": DualCache}[kind](model, refresh_every)

@@ -1,0 +1,64 @@
+"""What a running job reports. Committed text only ever grows; the canvas is replaced by every new frame."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+StopReason = Literal["eos", "length", "cancelled"]
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What one generation gave and took. Times are wall time, from when the engine took the job up."""
+
+    text: str
+    token_ids: list[int]  # before the first stop id
+    prompt_tokens: int
+    new_tokens: int
+    stop_reason: StopReason
+    steps: int
+    forward_passes: int  # prefill, steps and the passes over finished blocks
+    steps_per_token: float | None  # forward passes per generated token; None without one
+    prefill_seconds: float
+    seconds: float
+    effective_tokens_per_s: float
+    density: float  # share of the prefix K/V that was read; 1 is dense attention
+    seed: int
+
+
+class Cell(msgspec.Struct, frozen=True):
+    """One slot of the canvas: a token that is placed, or a mask (id and text None), and how sure the model is."""
+
+    token_id: int | None
+    text: str | None
+    confidence: float
+
+
+class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
+    prompt_tokens: int
+    max_new_tokens: int
+    seed: int
+
+
+class Text(msgspec.Struct, frozen=True, kw_only=True, tag="text"):
+    """Committed: append it. Always whole characters."""
+
+    text: str
+
+
+class Frame(msgspec.Struct, frozen=True, kw_only=True, tag="frame"):
+    """Provisional: the slots after the committed text, up to the end of the present block. Replace the last one."""
+
+    step: int
+    block: int
+    n_blocks: int
+    committed_tokens: int
+    cells: list[Cell]
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
+    result: Result
+
+
+Event = Started | Text | Frame | Finished

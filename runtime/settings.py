@@ -1,0 +1,156 @@
+"""What a caller may ask of one generation: names, ranges, defaults, and which setting belongs to which sampler."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import secrets
+from typing import Any
+
+import msgspec
+
+from dlm_edge.errors import InputFileError, UsageProblem
+from dlm_edge.families.spec import Conventions
+from dlm_edge.runtime.denoise import DecodeSettings
+from dlm_edge.runtime.samplers import SAMPLERS
+from dlm_edge.runtime.scores import Sampling
+
+CACHES = ("auto", "block", "none", "prefix", "dual")
+MAX_SEED = 2**64 - 1
+DEFAULT_MAX_NEW_TOKENS = 128  # or less, where the context has less room
+# The defaults that published decoders of all supported families agree on: greedy, threshold 0.9, exact cache
+# for block-causal attention and a cache of the prefix for full attention.
+DEFAULT_SAMPLER, DEFAULT_THRESHOLD = "threshold", 0.9
+
+
+class GenerateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """None means the default of the bundle. Raises E-PARAM for a value out of range."""
+
+    max_new_tokens: int | None = None
+    sampler: str | None = None
+    steps: int | None = None  # denoising steps of the whole request (static)
+    threshold: float | None = None  # confidence that commits a token (threshold); above 1: one token per step
+    block_length: int | None = None
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None  # None: 0 at temperature 0, otherwise drawn and reported
+    cache: str = "auto"
+    refresh_every: int | None = None  # steps between full passes of the prefix and dual caches
+    stop_at_eos: bool = True  # False: always max_new_tokens tokens, stop ids among them
+
+    def __post_init__(self) -> None:
+        check_range("max_new_tokens", self.max_new_tokens, 1, 1 << 24)
+        check_choice("sampler", self.sampler, tuple(SAMPLERS))
+        check_range("steps", self.steps, 1, 1 << 24)
+        check_range("threshold", self.threshold, 0.0, 1e6)
+        check_range("block_length", self.block_length, 1, 1 << 16)
+        check_range("temperature", self.temperature, 0.0, 100.0)
+        check_range("top_k", self.top_k, 1, 1 << 24)
+        check_range("top_p", self.top_p, 0.0, 1.0)
+        check_range("seed", self.seed, 0, MAX_SEED)
+        check_choice("cache", self.cache, CACHES)
+        check_range("refresh_every", self.refresh_every, 1, 1 << 24)
+        if self.top_p == 0:
+            raise UsageProblem("E-PARAM", "top_p is 0, which leaves no token to choose", "choose above 0, up to 1")
+        for name in ("top_k", "top_p"):
+            if self.temperature == 0 and getattr(self, name) is not None:
+                raise UsageProblem("E-PARAM", f"{name} has no effect at temperature 0", "set a temperature, or drop it")
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> GenerateSettings:
+        """From keyword arguments: an unknown name is E-PARAM with the nearest one."""
+        for name in values:
+            if name not in cls.__struct_fields__:
+                raise UsageProblem("E-PARAM", f"there is no setting {name!r}", nearest(name, cls.__struct_fields__))
+        try:
+            return msgspec.convert(values, cls)
+        except msgspec.ValidationError as error:
+            raise UsageProblem("E-PARAM", str(error), "see the settings' types") from error
+
+
+def check_range(name: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not low <= value <= high:  # NaN fails every comparison
+        found = "NaN" if isinstance(value, float) and math.isnan(value) else value
+        raise UsageProblem("E-PARAM", f"{name} is {found}", f"choose {low} to {high}")
+
+
+def check_choice(name: str, value: str | None, known: tuple[str, ...]) -> None:
+    if value is not None and value not in known:
+        raise UsageProblem("E-PARAM", f"{name} {value!r} is not known", nearest(value, known))
+
+
+def nearest(name: str, known: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+
+
+def with_bundle_defaults(settings: GenerateSettings, defaults: dict[str, Any]) -> GenerateSettings:
+    """Fill what the caller left open from the manifest's sampler_defaults.
+
+    A default that belongs to another sampler than the chosen one is left out: it was not asked for.
+    """
+    chosen = settings.sampler or implied_sampler(settings) or defaults.get("sampler") or DEFAULT_SAMPLER
+    unknown = set(defaults) - set(GenerateSettings.__struct_fields__)
+    if unknown or chosen not in SAMPLERS:
+        odd = ", ".join(sorted(unknown)) or f"sampler {chosen!r}"
+        raise InputFileError("E-MANIFEST", f"sampler_defaults holds {odd}, unknown here", "export it again")
+    foreign = {o for name, s in SAMPLERS.items() if name != chosen for o in s.options}
+    given = {name for name in settings.__struct_fields__ if getattr(settings, name) != DEFAULTS[name]}
+    filled = {k: v for k, v in defaults.items() if k not in given and k not in foreign}
+    values = msgspec.structs.asdict(settings) | filled | {"sampler": chosen}
+    return GenerateSettings.of(values)
+
+
+def implied_sampler(settings: GenerateSettings) -> str | None:
+    """The sampler that a given option belongs to."""
+    owners = [n for n, s in SAMPLERS.items() if any(getattr(settings, o) is not None for o in s.options)]
+    return owners[0] if len(owners) == 1 else None
+
+
+DEFAULTS = {name: getattr(GenerateSettings(), name) for name in GenerateSettings.__struct_fields__}
+
+
+def resolve(settings: GenerateSettings, conventions: Conventions, *, room: int) -> DecodeSettings:
+    """Settings of the loop for one family; `room` is how many tokens fit after the prompt.
+
+    Raises E-PARAM for a combination that the sampler or the family does not have.
+    """
+    sampler = SAMPLERS[settings.sampler or DEFAULT_SAMPLER]
+    for option in {o for s in SAMPLERS.values() for o in s.options} - set(sampler.options):
+        if getattr(settings, option) is not None:
+            owner = next(n for n, s in SAMPLERS.items() if option in s.options)
+            message = f"{option} does not belong to the sampler {sampler.name}"
+            raise UsageProblem("E-PARAM", message, f"use the sampler {owner}, or drop it")
+    block, sub_block = block_lengths(settings.block_length, conventions)
+    cache = settings.cache if settings.cache != "auto" else "prefix" if conventions.attention == "full" else "block"
+    if settings.refresh_every is not None and cache not in ("prefix", "dual"):
+        message = f"refresh_every has no meaning for the {cache} cache"
+        raise UsageProblem("E-PARAM", message, "use the prefix or dual cache, or drop it")
+    seed = settings.seed
+    if seed is None:
+        seed = 0 if settings.temperature == 0 else secrets.randbits(64)
+    return DecodeSettings(
+        gen_len=settings.max_new_tokens or max(min(DEFAULT_MAX_NEW_TOKENS, room), 1),
+        block_length=block,
+        sub_block_length=sub_block,
+        steps=settings.steps,
+        threshold=DEFAULT_THRESHOLD if settings.threshold is None else settings.threshold,
+        cache=cache,
+        refresh_every=settings.refresh_every,
+        sampling=Sampling(
+            temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p or 1.0, seed=seed
+        ),
+        stop_ids=conventions.stop_ids if settings.stop_at_eos else (),
+    )
+
+
+def block_lengths(asked: int | None, conventions: Conventions) -> tuple[int, int]:
+    """Block and sub-block length: free for full attention, fixed by training for all others."""
+    own = conventions.block_length
+    if asked is None or asked == own:
+        return own, conventions.sub_block_length
+    if conventions.attention != "full":
+        message = f"block_length is {asked}, and this model was trained for blocks of {own}"
+        raise UsageProblem("E-PARAM", message, "drop the setting")
+    return asked, asked if conventions.sub_block_length == own else min(asked, conventions.sub_block_length)

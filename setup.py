@@ -1,0 +1,101 @@
+"""Build the ONNX Runtime operator library with a plain C++ compiler; everything else is in pyproject.toml.
+
+DLM_EDGE_NATIVE=0  do not build it: a wheel for any platform, models run on standard operators
+DLM_EDGE_NATIVE=1  it must build: a failure is an error
+unset              try; without a working compiler, warn and go on without the library
+CXX, CXXFLAGS      compiler (default: c++, g++, clang++, the first found) and further flags
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+NATIVE = os.environ.get("DLM_EDGE_NATIVE", "")
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-psabi"]
+# Each vector width is a file of its own; the library chooses at run time.
+SOURCES: dict[str, list[str]] = {"library.cpp": [], "attention.cpp": [], "attention_portable.cpp": []}
+if X86:
+    SOURCES["attention_avx2.cpp"] = ["-mavx2", "-mfma"]
+    SOURCES["attention_avx512.cpp"] = [
+        "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512",
+    ]  # fmt: skip
+LINK_FLAGS = ["-shared", "-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL", "-s"]
+if sys.platform == "darwin":
+    LINK_FLAGS = ["-shared"]
+
+
+def compiler() -> list[str]:
+    if os.environ.get("CXX"):
+        return shlex.split(os.environ["CXX"])
+    for name in ("c++", "g++", "clang++"):
+        if shutil.which(name):
+            return [name]
+    raise FileNotFoundError("no C++ compiler found (looked for $CXX, c++, g++, clang++)")
+
+
+def run(command: list[str]) -> None:
+    print(shlex.join(command))
+    subprocess.run(command, check=True)
+
+
+class NativeBuild(build_ext):
+    """Put the shared library next to dlm_edge/kernels/__init__.py, in the wheel or in the tree."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return os.path.join(*fullname.split(".")) + ".so"  # no CPython tag: the library has no Python ABI
+
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        # A library left from an earlier build must not be mistaken for the result of this one.
+        target.unlink(missing_ok=True)
+        try:
+            self.compile(target)
+        except (OSError, subprocess.CalledProcessError) as error:
+            if NATIVE == "1":
+                raise
+            self.warn(f"dlm-edge: native operators not built ({error}); models will run on standard operators")
+
+    def compile(self, target: Path) -> None:
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        cxx, extra = compiler(), shlex.split(os.environ.get("CXXFLAGS", ""))
+        objects = {name: str(build / Path(name).with_suffix(".o").name) for name in SOURCES}
+        commands = [
+            [*cxx, *FLAGS, *SOURCES[name], *extra, "-c", str(ROOT / "kernels" / "csrc" / name), "-o", objects[name]]
+            for name in SOURCES
+        ]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(run, commands))
+        # Linked beside the target and renamed: a process that has the old library loaded keeps its own file.
+        linked = target.with_suffix(".so.new")
+        run([*cxx, *objects.values(), *LINK_FLAGS, "-o", str(linked)])
+        linked.replace(target)
+
+
+class PlatformWheel(bdist_wheel):
+    """The library has no Python ABI: one wheel per platform serves every Python 3."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        _, _, tag = super().get_tag()
+        return "py3", "none", tag
+
+
+setup(
+    ext_modules=[] if NATIVE == "0" else [Extension("dlm_edge.kernels.libdlm_edge_ops", sources=[])],
+    cmdclass={} if NATIVE == "0" else {"build_ext": NativeBuild, "bdist_wheel": PlatformWheel},
+)
