@@ -95,7 +95,9 @@ class PlatformWheel(bdist_wheel):
         return "py3", "none", tag
 
 
+LIBRARY = Extension("dlm_edge.kernels.libdlm_edge_ops", sources=[], optional=NATIVE != "1")
+
 setup(
-    ext_modules=[] if NATIVE == "0" else [Extension("dlm_edge.kernels.libdlm_edge_ops", sources=[])],
+    ext_modules=[] if NATIVE == "0" else [LIBRARY],
     cmdclass={} if NATIVE == "0" else {"build_ext": NativeBuild, "bdist_wheel": PlatformWheel},
 )

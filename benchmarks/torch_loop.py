@@ -80,7 +80,7 @@ def measure(packed: Path, bundle: Path, args: argparse.Namespace) -> dict[str, o
             for repeat in range(args.repeats):
                 say(f"prompt {n}, repeat {repeat + 1} of {args.repeats}")
                 started = time.perf_counter()
-                engine.generate(prompt_ids=prompt, max_new_tokens=args.new_tokens, sampler="static", ignore_eos=True)
+                engine.generate(prompt, max_new_tokens=args.new_tokens, sampler="static", stop_at_eos=False)
                 times["dlm-edge"].append((time.perf_counter() - started) / args.new_tokens)
                 tokens = args.torch_tokens or args.new_tokens
                 for name, model in models.items():

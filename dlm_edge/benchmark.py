@@ -58,10 +58,7 @@ def benchmark(
             results: list[Result] = []
             for repeat in range(repeats + 1):
                 say(f"prompt {n}, " + (f"repeat {repeat} of {repeats}" if repeat else "warm-up"))
-                result = engine.generate(
-                    prompt_ids=prompt, max_new_tokens=new_tokens, seed=seed, ignore_eos=True, **options
-                )
-                results.append(result)
+                results.append(engine.generate(prompt, max_new_tokens=new_tokens, stop_at_eos=False, **options))
             rows.append(summarise(n, new_tokens, results[1:]))
             phases["prefill"] += sum(r.prefill_seconds for r in results[1:])
             phases["steps"] += sum(r.seconds - r.prefill_seconds for r in results[1:])

@@ -64,7 +64,7 @@ def look_at_onnxruntime(found: Diagnosis) -> None:
 
 
 def look_at_operators(found: Diagnosis) -> None:
-    """The library is there, fits, and gives the right numbers on one small case."""
+    """The library is there, loads, and is of this version."""
     path = kernels.library_path()
     if path is None:
         found.native_operators = {"library": None, "simd": None}

@@ -71,28 +71,24 @@ def plan_blocks(
 ) -> list[Block]:
     """Blocks of the grid with their sub-blocks; `steps` is the number of denoising steps of the whole request.
 
-    Block b of n gets steps // n of them, the first steps % n blocks one more; its sub-blocks share those in
-    the same way. Raises E-PARAM when a block or sub-block would get none.
+    Sub-block i of n that hold masks gets steps // n of them, the first steps % n sub-blocks one more.
+    Raises E-PARAM when one would get none.
     """
-    starts = range(start, end, block_length)
-    blocks = []
-    for index, first in enumerate(starts):
-        share = None if steps is None else split_evenly(steps, len(starts), index, "blocks")
-        edges = [
+    windows = [
+        [
             (at, min(at + sub_block_length, first + block_length))
             for at in range(first, first + block_length, sub_block_length)
             if min(at + sub_block_length, first + block_length) > prompt_len
         ]
-        spans = tuple(
-            Span(*edge, None if share is None else split_evenly(share, len(edges), i, "sub-blocks of a block"))
-            for i, edge in enumerate(edges)
-        )
-        blocks.append(Block(first, first + block_length, spans))
-    return blocks
-
-
-def split_evenly(total: int, parts: int, index: int, what: str) -> int:
-    if total < parts:
-        hint = "give more steps, or a larger block length where the family allows it"
-        raise UsageProblem("E-PARAM", f"{total} steps are fewer than the {parts} {what}", hint)
-    return total // parts + (index < total % parts)
+        for first in range(start, end, block_length)
+    ]
+    n_windows = sum(map(len, windows))
+    if steps is not None and steps < n_windows:
+        what = "blocks" if sub_block_length == block_length else "sub-blocks"
+        hint = "give more steps, fewer new tokens, or a larger block length where the family allows it"
+        raise UsageProblem("E-PARAM", f"{steps} steps are fewer than the {n_windows} {what} to fill", hint)
+    shares = iter([None if steps is None else steps // n_windows + (i < steps % n_windows) for i in range(n_windows)])
+    return [
+        Block(first, first + block_length, tuple(Span(*window, next(shares)) for window in inside))
+        for first, inside in zip(range(start, end, block_length), windows, strict=True)
+    ]

@@ -148,15 +148,20 @@ class DualCache(ApproximateCache):
         return self.model.run(self.first, self.end, self.length, positions)
 
 
+def check_cache_fits(kind: str, conventions: Conventions) -> None:
+    """E-PARAM when the family's attention has no cache of this kind."""
+    is_full = conventions.attention == "full"
+    if kind not in (("none", "prefix", "dual") if is_full else ("none", "block")):
+        other = "prefix, dual or none" if is_full else "block (which is exact) or none"
+        message = f"the {kind} cache does not fit {conventions.attention} attention"
+        raise UsageProblem("E-PARAM", message, f"this model has the caches {other}")
+
+
 def open_cache(
     kind: str, model: CountedModel, conventions: Conventions, *, refresh_every: int | None, prefill_chunk: int
 ) -> Cache:
-    """The cache called `kind` (block, none, prefix, dual); E-PARAM when the family's attention has no such one."""
-    fits = {"none": True, "block": conventions.attention != "full"}
-    if not fits.get(kind, conventions.attention == "full"):
-        other = "prefix, dual or none" if conventions.attention == "full" else "block (which is exact) or none"
-        message = f"the {kind} cache does not fit {conventions.attention} attention"
-        raise UsageProblem("E-PARAM", message, f"this model has the caches {other}")
+    """The cache called `kind`: block, none, prefix or dual."""
+    check_cache_fits(kind, conventions)
     if kind == "block":
         return BlockCache(model, conventions.block_length, prefill_chunk)
     if kind == "none":

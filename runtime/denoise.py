@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class DecodeSettings:
 
 @dataclass(slots=True)
 class Stats:
-    stop_reason: str = "length"  # or eos, cancelled
+    stop_reason: Literal["eos", "length", "cancelled"] = "length"
     steps: int = 0  # selections
     forward_passes: int = 0  # runs of the model: prefill, steps and clean passes
     prefill_seconds: float = 0.0
@@ -133,7 +134,8 @@ class _Loop:
         self.reducer = ScoreReducer(conventions.mask_id, settings.sampling)
         self.canvas, self.settings, self.sampler = canvas, settings, sampler
         self.on_step, self.cancelled, self.n_blocks = on_step, cancelled, n_blocks
-        self.takes_first_from_carried = conventions.first_token_rule == "previous_logit"
+        rule = conventions.first_token_rule == "previous_logit" and conventions.attention != "full"
+        self.first_token_is_known = rule  # before the block's first step, from the last clean position
         self.stats = Stats()
 
     def fill(self, blocks: Sequence[Block]) -> None:
@@ -152,7 +154,7 @@ class _Loop:
                 self.cache.finish_block()
 
     def _fill_block(self, index: int, block: Block) -> None:
-        if self.takes_first_from_carried and self.canvas.is_masked[block.start]:
+        if self.first_token_is_known and block.start > 0 and self.canvas.is_masked[block.start]:
             scores = self._predict(np.array([block.start]))
             self._commit(Commits(scores.positions, scores.ids), scores, index, block)
         for span in block.spans:

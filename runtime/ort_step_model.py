@@ -16,7 +16,11 @@ from dlm_edge.runtime.session import OpenSession, run_errors
 from dlm_edge.runtime.step_model import Ids, Logits, Terminated
 
 CAPACITY_STEP = 256  # positions; a longer request grows the caches to the next multiple
-CACHE_DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
+CACHE_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
+
+
+def cache_bytes_per_position(spec: ModelSpec, cache_dtype: str) -> int:
+    return 2 * spec.n_layers * spec.kv_width * CACHE_DTYPES[cache_dtype].itemsize
 
 
 class OrtStepModel:
@@ -25,6 +29,7 @@ class OrtStepModel:
     def __init__(self, opened: OpenSession, spec: ModelSpec, cache_dtype: str) -> None:
         self.session, self.ort, self.device, self.spec = opened.session, opened.ort, opened.device, spec
         self.cache_dtype = CACHE_DTYPES[cache_dtype]
+        self.bytes_per_position = cache_bytes_per_position(spec, cache_dtype)
         self.cache_names = [f"{kind}_cache" for kind in "kv"]
         self.binding = self.session.io_binding()
         self.capacity = 0
@@ -33,9 +38,6 @@ class OrtStepModel:
         self._running: Any = None  # RunOptions of the run in progress
         self._terminated = False
         self._check_signature()
-
-    def bytes_per_position(self) -> int:
-        return 2 * self.spec.n_layers * self.spec.kv_width * self.cache_dtype.itemsize
 
     def reset(self, capacity: int) -> None:
         with self._lock:
@@ -52,8 +54,10 @@ class OrtStepModel:
             "attn_block": [attn_block],
             "logit_rows": logit_rows,
         }
-        for name, value in feeds.items():
-            self.binding.bind_cpu_input(name, np.ascontiguousarray(value, np.int64))
+        # The binding may point into these arrays, so they live as long as the run.
+        arrays = {name: np.ascontiguousarray(value, np.int64) for name, value in feeds.items()}
+        for name, array in arrays.items():
+            self.binding.bind_cpu_input(name, array)
         n_rows = len(logit_rows)
         if n_rows > len(self.logits):
             self.logits = np.empty((n_rows, self.spec.vocab_size), np.float32)
@@ -101,7 +105,7 @@ class OrtStepModel:
                     self.binding.bind_ortvalue_output(f"{name}_out.{layer}", value)
         except Exception as error:
             self.discard()
-            needed = self.bytes_per_position() * capacity
+            needed = self.bytes_per_position * capacity
             message = f"the caches for {capacity} positions need {needed >> 20} MiB: {error}"
             raise ResourceError("E-MEM", message, "shorten the prompt or the output") from error
         self.capacity = capacity
@@ -113,4 +117,6 @@ class OrtStepModel:
         found = {meta.name for meta in self.session.get_inputs()}
         if found != expected:
             odd = ", ".join(sorted(found ^ expected)[:5])
-            raise InputFileError("E-MANIFEST", f"the graph's inputs differ from the manifest's: {odd}", "export it again")
+            raise InputFileError(
+                "E-MANIFEST", f"the graph's inputs differ from the manifest's: {odd}", "export it again"
+            )

@@ -98,12 +98,16 @@ def load_errors(graph: Path) -> Iterator[None]:
     except Exception as error:  # its Python layer lets UnicodeDecodeError and others through for a damaged file
         text = first_line(error)
         if isinstance(error, MemoryError) or any(part in text for part in NO_MEMORY):
-            raise ResourceError("E-MEM", f"{graph}: {text}", "close other programs, or export a smaller model") from error
+            raise ResourceError(
+                "E-MEM", f"{graph}: {text}", "close other programs, or export a smaller model"
+            ) from error
         if any(part in text for part in NO_OPERATOR) or type(error).__name__ == "NotImplemented":
             hint = "install the version of dlm-edge that exported it, or export it again"
             raise EnvironmentProblem("E-OP", f"{graph}: {text}", hint) from error
         if type(error).__name__ == "EPFail":
-            raise EnvironmentProblem("E-DEVICE", f"{graph}: {text}", "see `dlm-edge doctor`, or --device cpu") from error
+            raise EnvironmentProblem(
+                "E-DEVICE", f"{graph}: {text}", "see `dlm-edge doctor`, or --device cpu"
+            ) from error
         raise InputFileError("E-ONNX", f"{graph}: {text}", "export the model again") from error
 
 

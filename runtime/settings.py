@@ -11,6 +11,7 @@ import msgspec
 
 from dlm_edge.errors import InputFileError, UsageProblem
 from dlm_edge.families.spec import Conventions
+from dlm_edge.runtime.cache import check_cache_fits
 from dlm_edge.runtime.denoise import DecodeSettings
 from dlm_edge.runtime.samplers import SAMPLERS
 from dlm_edge.runtime.scores import Sampling
@@ -124,6 +125,7 @@ def resolve(settings: GenerateSettings, conventions: Conventions, *, room: int) 
             raise UsageProblem("E-PARAM", message, f"use the sampler {owner}, or drop it")
     block, sub_block = block_lengths(settings.block_length, conventions)
     cache = settings.cache if settings.cache != "auto" else "prefix" if conventions.attention == "full" else "block"
+    check_cache_fits(cache, conventions)
     if settings.refresh_every is not None and cache not in ("prefix", "dual"):
         message = f"refresh_every has no meaning for the {cache} cache"
         raise UsageProblem("E-PARAM", message, "use the prefix or dual cache, or drop it")
@@ -153,4 +155,4 @@ def block_lengths(asked: int | None, conventions: Conventions) -> tuple[int, int
     if conventions.attention != "full":
         message = f"block_length is {asked}, and this model was trained for blocks of {own}"
         raise UsageProblem("E-PARAM", message, "drop the setting")
-    return asked, asked if conventions.sub_block_length == own else min(asked, conventions.sub_block_length)
+    return asked, asked

@@ -27,7 +27,8 @@ class Shield:
         self.is_needed = not used.isdisjoint(firsts)
         free = (chr(code) for code in PRIVATE if chr(code) not in used)
         self.stand_in = {first: next(free) for first in firsts}
-        self.original = {stand_in: first for first, stand_in in self.stand_in.items()}
+        self.hide = {ord(first): stand_in for first, stand_in in self.stand_in.items()}
+        self.show = {ord(stand_in): first for first, stand_in in self.stand_in.items()}
 
     def render(self, render: Callable[[Write], str]) -> str:
         """The text that `render` makes of the users' texts, each passed through the function it is given.
@@ -41,16 +42,17 @@ class Shield:
         return gentle if self.special.findall(gentle) == self.special.findall(strict) else strict
 
     def replace_special(self, text: str) -> str:
-        while match := self.special.search(text):  # again from the front: what is left may overlap
-            text = text[: match.start()] + self.stand_in[match[0][0]] + text[match.start() + 1 :]
+        while self.special.search(text):  # again: an occurrence may have overlapped one that is gone now
+            text = self.special.sub(lambda match: self.stand_in[match[0][0]] + match[0][1:], text)
         return text
 
     def replace_all(self, text: str) -> str:
-        return text.translate(str.maketrans(self.stand_in))
+        return text.translate(self.hide)
 
     def pieces(self, text: str) -> list[str]:
         """The text with the original characters, cut after each one that was replaced."""
-        if self.original.keys().isdisjoint(text):
+        if self.show.keys().isdisjoint(map(ord, text)):
             return [text]
-        cut = re.split(f"(?<=[{''.join(self.original)}])", text)
-        return [piece.translate(str.maketrans(self.original)) for piece in cut if piece]
+        stand_ins = "".join(map(chr, self.show))
+        cut = re.split(f"(?<=[{stand_ins}])", text)
+        return [piece.translate(self.show) for piece in cut if piece]

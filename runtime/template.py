@@ -50,7 +50,9 @@ class ChatTemplate:
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise JobError("E-TEMPLATE", f"the chat template failed: {reason}", "use --raw, or other messages") from error
+            raise JobError(
+                "E-TEMPLATE", f"the chat template failed: {reason}", "use --raw, or other messages"
+            ) from error
         if len(text) > self.max_output:
             message = f"the chat template wrote {len(text)} characters, more than {self.max_output}"
             raise JobError("E-TEMPLATE", message, "shorten the messages, or use --raw")

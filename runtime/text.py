@@ -49,7 +49,9 @@ class TextCodec:
         except OSError as error:
             raise InputFileError("E-TOK", f"{path}: {error.strerror}", "export the model again") from error
         if size > MAX_TOKENIZER_BYTES:
-            raise InputFileError("E-TOK", f"{path} has {size} bytes, more than {MAX_TOKENIZER_BYTES}", "export it again")
+            raise InputFileError(
+                "E-TOK", f"{path} has {size} bytes, more than {MAX_TOKENIZER_BYTES}", "export it again"
+            )
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except BaseException as error:  # a panic of the Rust side is no Exception
@@ -104,6 +106,12 @@ class TextCodec:
             text: str = self.tokenizer.decode([token_id], skip_special_tokens=False)
         return text
 
+    def special_text(self, token_id: int) -> str | None:
+        """How the tokenizer writes the token itself, as templates name it."""
+        with self._library_errors():
+            text: str | None = self.tokenizer.id_to_token(token_id)
+        return text
+
     def _encode_pieces(self, pieces: Sequence[str]) -> list[int]:
         return [i for piece in pieces for i in self._encode(piece, add_special_tokens=False)]
 
@@ -136,7 +144,9 @@ class TextCodec:
         except (DlmEdgeError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a panic of the Rust side is no Exception
-            raise JobError("E-TOK", f"{self.name} failed: {first_line(error)}", "use another text or tokenizer") from error
+            raise JobError(
+                "E-TOK", f"{self.name} failed: {first_line(error)}", "use another text or tokenizer"
+            ) from error
 
 
 class TextStream:

@@ -1,10 +1,7 @@
-"""An opened checkpoint folder: everything checked that can be checked without reading the weights."""
+"""An opened checkpoint: its spec, and its weights by role, read on demand."""
 
 from __future__ import annotations
 
-import logging
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlm_edge.checkpoint.floats import FLOATS, read_rows, same_bytes
-from dlm_edge.checkpoint.packed import check_packed, read_packed, read_record
+from dlm_edge.checkpoint.floats import read_rows
+from dlm_edge.checkpoint.packed import read_packed
 from dlm_edge.checkpoint.regular_file import RegularFile
 from dlm_edge.checkpoint.safetensors_header import TensorEntry
-from dlm_edge.checkpoint.shards import read_tensors
-from dlm_edge.checkpoint.strict_json import read_json_object
-from dlm_edge.checkpoint.tokenizer_ids import read_tokenizer_ids
-from dlm_edge.errors import InputFileError
-from dlm_edge.families import find_family
 from dlm_edge.families.family import Family
-from dlm_edge.families.roles import role_shapes
-from dlm_edge.families.settings import Settings
 from dlm_edge.families.spec import ModelSpec
 from dlm_edge.files import sha256_of
 from dlm_edge.quantized import (
@@ -34,12 +24,6 @@ from dlm_edge.quantized import (
     QuantizedTensor,
     dequantize,
 )
-
-REFERENCES = ("reference", "reference-full")
-BUFFER = re.compile(r".*rotary_emb\.inv_freq")  # follows from the config; some checkpoints store it
-REMOTE_CODE = ("auto_map", "trust_remote_code", "custom_pipeline")
-
-log = logging.getLogger("dlm_edge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,128 +91,3 @@ class Checkpoint:
 
     def _files(self) -> dict[Path, RegularFile]:
         return {entry.file.path: entry.file for entry in self._tensors.values()}
-
-
-def open_checkpoint(path: Path | str, *, need_tokenizer: bool = False) -> Checkpoint:
-    """Open and check a folder, or one of the shipped models `reference` and `reference-full`.
-
-    Config, tokenizer ids, weight headers and shapes are checked; nothing from the folder is executed.
-    Every refusal is an InputFileError with a code of `dlm_edge.errors.CODES`.
-    """
-    folder = _folder(path)
-    config = _read_config(folder)
-    family = find_family(config, folder.name)
-    spec = _read_spec(folder, config, family, need_tokenizer)
-    record = read_record(folder)
-    packed = {layer.name: layer for layer in record.layers} if record else {}
-    tensors = read_tensors(folder)
-    shapes = role_shapes(spec)
-    names = {family.tensor_name(role): shape for role, shape in shapes.items()}
-    _check_tensors(folder, tensors, names, packed)
-    _check_unexpected(folder, spec, family, tensors, names, packed)
-    return Checkpoint(folder, spec, config, record, family, shapes, tensors, packed)
-
-
-def _folder(path: Path | str) -> Path:
-    if str(path) in REFERENCES:
-        shipped = Path(__file__).resolve().parent.parent / "reference_models" / str(path)
-        if not shipped.is_dir():
-            raise InputFileError("E-CONFIG", f"the model {path} is not part of this installation", "reinstall dlm-edge")
-        return shipped
-    return Path(path)
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not (path.exists() or path.is_symlink()):
-        raise InputFileError("E-CONFIG", f"{folder} holds no config.json", "give the folder of a downloaded checkpoint")
-    config = read_json_object(path)
-    code = [key for key in REMOTE_CODE if _mentions(config, key)]
-    if code:
-        log.warning("%s: %s in config.json is ignored, no code of the folder is run", folder, " and ".join(code))
-    return config
-
-
-def _mentions(value: Any, key: str) -> bool:
-    if isinstance(value, dict):
-        return key in value or any(_mentions(inner, key) for inner in value.values())
-    return isinstance(value, list) and any(_mentions(inner, key) for inner in value)
-
-
-def _read_spec(folder: Path, config: dict[str, Any], family: Family, need_tokenizer: bool) -> ModelSpec:
-    ids = read_tokenizer_ids(folder)
-    if ids is None and need_tokenizer:
-        raise InputFileError("E-TOK", f"{folder} holds no tokenizer.json", "fetch it, or convert the tokenizer you have")
-    beside = folder / "generation_config.json"
-    settings = Settings(
-        config,
-        folder.name,
-        beside=read_json_object(beside) if beside.exists() else {},
-        tokenizer_mask_id=ids.mask_id if ids else None,
-        produced_rows=ids.highest + 1 if ids else None,
-    )
-    spec = family.read_spec(settings)
-    if ids and ids.highest >= spec.embedding_rows:
-        raise InputFileError(
-            "E-TOK",
-            f"{folder}: the tokenizer has id {ids.highest}, the embedding {spec.embedding_rows} rows",
-            "the tokenizer belongs to another model",
-        )
-    return spec
-
-
-def _check_tensors(
-    folder: Path, tensors: Mapping[str, TensorEntry], names: Mapping[str, tuple[int, ...]], packed: Mapping[str, LayerRecord]
-) -> None:
-    strangers = sorted(set(packed) - set(names))
-    if strangers:
-        raise InputFileError("E-TENSOR", f"{folder}: dlm_edge.json lists {_some(strangers)}, not a weight of this model")
-    missing = [name for name in names if name not in tensors and name not in packed]
-    if missing:
-        raise InputFileError(
-            "E-TENSOR", f"{folder}: {len(missing)} weights are missing: {_some(missing)}", "is config.json the right one?"
-        )
-    for name, shape in names.items():
-        if name in packed:
-            check_packed(packed[name], tensors, shape, folder)
-            continue
-        found = tensors[name]
-        if found.shape != shape:
-            raise InputFileError(
-                "E-TENSOR", f"{folder}: {name} has shape {found.shape}, expected {shape}", "is config.json the right one?"
-            )
-        if found.dtype not in FLOATS:
-            raise InputFileError(
-                "E-ST-DTYPE", f"{folder}: {name} is {found.dtype}; supported: {', '.join(FLOATS)}", "convert the weights"
-            )
-
-
-def _check_unexpected(
-    folder: Path,
-    spec: ModelSpec,
-    family: Family,
-    tensors: Mapping[str, TensorEntry],
-    names: Mapping[str, tuple[int, ...]],
-    packed: Mapping[str, LayerRecord],
-) -> None:
-    """Refuse tensors without a role. Rotary tables are tolerated, and a stored head that equals the tied embedding."""
-    known = {name for name in names if name not in packed}
-    known |= {name + suffix for name in packed for suffix in (PACKED_SUFFIX, SCALE_SUFFIX)}
-    others = sorted(name for name in tensors if name not in known and not BUFFER.fullmatch(name))
-    embed, head = family.tensor_name("embed.weight"), family.tensor_name("head.weight")
-    if spec.tied_head and head in others and embed in tensors:
-        if not same_bytes(tensors[embed], tensors[head]):
-            raise InputFileError(
-                "E-TENSOR",
-                f"{folder}: {head} differs from {embed}, though config.json says that they are tied",
-                "correct tie_word_embeddings (weight_tying) in config.json",
-            )
-        others.remove(head)
-    if others:
-        raise InputFileError(
-            "E-TENSOR", f"{folder}: {len(others)} unexpected tensors: {_some(others)}", "is config.json the right one?"
-        )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -25,7 +25,9 @@ def read_rows(entry: TensorEntry, first: int, last: int) -> NDArray[np.float32]:
         rows[start - first : stop - first] = values.reshape(stop - start, *entry.shape[1:])
     if n_bad:
         raise InputFileError(
-            "E-NAN", f"{entry.file.path}: {entry.name} holds {n_bad} values that are NaN or infinite", "get intact weights"
+            "E-NAN",
+            f"{entry.file.path}: {entry.name} holds {n_bad} values that are NaN or infinite",
+            "get intact weights",
         )
     return rows
 
@@ -34,7 +36,7 @@ def read_bytes(entry: TensorEntry, first: int, last: int) -> NDArray[np.uint8]:
     """Rows [first, last) of a U8 tensor."""
     width = math.prod(entry.shape[1:])
     rows = np.empty((last - first, *entry.shape[1:]), np.uint8)
-    entry.file.read_into(entry.begin + first * width, memoryview(rows.reshape(-1)))
+    entry.file.read_into(entry.begin + first * width, rows.reshape(-1).data)
     return rows
 
 
@@ -62,5 +64,5 @@ def _chunks(entry: TensorEntry, first: int, last: int) -> Iterator[tuple[int, in
     for start in range(first, last, per_chunk):
         stop = min(start + per_chunk, last)
         raw = np.empty((stop - start) * row_bytes, np.uint8)
-        entry.file.read_into(entry.begin + start * row_bytes, memoryview(raw))
+        entry.file.read_into(entry.begin + start * row_bytes, raw.data)
         yield start, stop, raw

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +33,7 @@ AGAIN = "quantize the checkpoint again"
 def read_record(folder: Path) -> QuantizationRecord | None:
     """The content of dlm_edge.json; None when there is none. Raises E-JSON or E-CONFIG."""
     path = folder / RECORD_NAME
-    if not (path.exists() or path.is_symlink()):
+    if not os.path.lexists(path):
         return None
     content = read_json_object(path, MAX_RECORD_BYTES)
     try:
@@ -70,7 +71,9 @@ def check_packed(layer: LayerRecord, tensors: Mapping[str, TensorEntry], shape: 
         if found.shape != part_shape:
             raise InputFileError("E-TENSOR", f"{folder}: {part} has shape {found.shape}, expected {part_shape}", AGAIN)
         if found.dtype not in dtypes:
-            raise InputFileError("E-ST-DTYPE", f"{folder}: {part} is {found.dtype}, expected {' or '.join(dtypes)}", AGAIN)
+            raise InputFileError(
+                "E-ST-DTYPE", f"{folder}: {part} is {found.dtype}, expected {' or '.join(dtypes)}", AGAIN
+            )
 
 
 def read_packed(layer: LayerRecord, tensors: Mapping[str, TensorEntry], first: int, last: int) -> QuantizedTensor:

@@ -79,7 +79,9 @@ def _open(path: Path) -> int:
         descriptor = os.open(path, flags)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise InputFileError("E-FILE", f"{path} cannot be opened: {reason}", "check the path and its permissions") from error
+        raise InputFileError(
+            "E-FILE", f"{path} cannot be opened: {reason}", "check the path and its permissions"
+        ) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise InputFileError("E-FILE", f"{path} is not a regular file", "replace it with the file itself")

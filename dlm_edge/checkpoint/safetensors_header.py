@@ -19,11 +19,10 @@ from dlm_edge.errors import InputFileError
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_NAME_LENGTH = 512
 MAX_RANK = 8
-ITEM_BYTES = {
-    **{"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1},
-    **{"U16": 2, "I16": 2, "F16": 2, "BF16": 2},
-    **{"U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8},
-}
+ITEM_BYTES = dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1)
+ITEM_BYTES |= dict.fromkeys(("U16", "I16", "F16", "BF16"), 2)
+ITEM_BYTES |= dict.fromkeys(("U32", "I32", "F32"), 4)
+ITEM_BYTES |= dict.fromkeys(("U64", "I64", "F64"), 8)
 AGAIN = "download the file again"
 
 
@@ -62,14 +61,16 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
 def _sniff(path: Path, start: bytes) -> None:
     """Name the well-known things that lie under a weight file's name instead of one."""
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if start.startswith(b"version https://git-lfs") or start.startswith(b"# xet version"):
+    if start.startswith((b"version https://git-lfs", b"# xet version")):
         raise InputFileError(
             "E-ST-POINTER",
             f"{path} is a download pointer, not the weights",
             "fetch the file itself, e.g. with `git lfs pull` or `hf download`",
         )
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        raise InputFileError("E-ST-HTML", f"{path} is a web page, not the weights", "download it again, logged in if need be")
+        raise InputFileError(
+            "E-ST-HTML", f"{path} is a web page, not the weights", "download it again, logged in if need be"
+        )
     pickled = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
     if pickled or start.startswith((b"PK\x03\x04", b"\x93NUMPY")):
         raise InputFileError(
@@ -101,7 +102,9 @@ def _check_metadata(path: Path, metadata: object) -> None:
 def _entry(file: RegularFile, data_start: int, name: str, value: Any) -> TensorEntry:
     path = file.path
     if not 0 < len(name) <= MAX_NAME_LENGTH:
-        raise _bad(path, "NAME", f"tensor name {shorten(name)} has {len(name)} characters, the limit is {MAX_NAME_LENGTH}")
+        raise _bad(
+            path, "NAME", f"tensor name {shorten(name)} has {len(name)} characters, the limit is {MAX_NAME_LENGTH}"
+        )
     if not (name.isascii() and name.isprintable()) or "/" in name or "\\" in name or ".." in name:
         raise _bad(path, "NAME", f"tensor name {shorten(name)} holds control characters or parts of a path")
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
@@ -116,7 +119,9 @@ def _entry(file: RegularFile, data_start: int, name: str, value: Any) -> TensorE
     if end - begin != n_bytes:
         raise _bad(path, "LAYOUT", f"{name}: shape {shape} in {dtype} needs {n_bytes} bytes, it has {end - begin}")
     if not 0 <= begin <= end <= file.size - data_start:
-        raise _bad(path, "LAYOUT", f"{name} ends at byte {end} of the data, which has {file.size - data_start}; cut off?")
+        raise _bad(
+            path, "LAYOUT", f"{name} ends at byte {end} of the data, which has {file.size - data_start}; cut off?"
+        )
     return TensorEntry(file, name, dtype, tuple(shape), data_start + begin, data_start + end)
 
 
@@ -124,8 +129,10 @@ def _size(path: Path, name: str, dtype: str, shape: Any) -> int:
     if not _are_integers(shape):
         raise _bad(path, "SHAPE", f"{name} has shape {shorten(str(shape))}")
     if len(shape) > MAX_RANK or any(n <= 0 for n in shape):
-        raise _bad(path, "SHAPE", f"{name} has shape {shorten(str(shape))}; up to {MAX_RANK} positive dimensions are possible")
-    n_bytes = math.prod(shape) * ITEM_BYTES[dtype]
+        raise _bad(
+            path, "SHAPE", f"{name} has shape {shorten(str(shape))}; up to {MAX_RANK} positive dimensions are possible"
+        )
+    n_bytes: int = math.prod(shape) * ITEM_BYTES[dtype]
     if n_bytes >= 2**63:
         raise _bad(path, "SHAPE", f"{name} has shape {shape}, more than any file holds")
     return n_bytes

@@ -20,7 +20,12 @@ log = logging.getLogger("dlm_edge")
 
 def read_tensors(folder: Path) -> dict[str, TensorEntry]:
     """Every tensor of the checkpoint by name. Raises E-SHARD, E-PICKLE, or what `read_header` raises."""
-    names = sorted(path.name for path in folder.iterdir())
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise InputFileError(
+            "E-FILE", f"{folder} cannot be listed: {error.strerror}", "check its permissions"
+        ) from error
     if INDEX in names:
         return _read_sharded(folder, names)
     loose = [name for name in names if SHARD.fullmatch(name)]
@@ -46,7 +51,11 @@ def _read_sharded(folder: Path, names: list[str]) -> dict[str, TensorEntry]:
     shards = sorted(set(where.values()))
     missing = [name for name in shards if name not in names]
     if missing:
-        raise _shard(folder, f"{len(missing)} of {len(shards)} weight files are missing: {_some(missing)}", "incomplete download?")
+        raise _shard(
+            folder,
+            f"{len(missing)} of {len(shards)} weight files are missing: {_some(missing)}",
+            "incomplete download?",
+        )
     extra = [n for n in names if n not in shards and (n == SINGLE or SHARD.fullmatch(n))]
     if extra:
         raise _shard(folder, f"{_some(extra)} is not named by {INDEX}", "remove the files of the other checkpoint")
@@ -56,7 +65,9 @@ def _read_sharded(folder: Path, names: list[str]) -> dict[str, TensorEntry]:
         for name, entry in read_header(folder / shard).items():
             if where.get(name) != shard:
                 listed = f"in {where[name]}" if name in where else "nowhere"
-                raise _shard(folder, f"{name} lies in {shard}, the index lists it {listed}", "download the checkpoint again")
+                raise _shard(
+                    folder, f"{name} lies in {shard}, the index lists it {listed}", "download the checkpoint again"
+                )
             tensors[name] = entry
     absent = [name for name in where if name not in tensors]
     if absent:
@@ -73,7 +84,9 @@ def _read_index(folder: Path) -> dict[str, str]:
         plain = isinstance(file, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.safetensors", file)
         if not plain:
             raise _shard(
-                folder, f"{INDEX} puts {shorten(name)} into {shorten(str(file))}, not a plain file name", "check its source"
+                folder,
+                f"{INDEX} puts {shorten(name)} into {shorten(str(file))}, not a plain file name",
+                "check its source",
             )
     return where
 

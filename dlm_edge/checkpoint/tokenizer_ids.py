@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ class TokenizerIds:
 def read_tokenizer_ids(folder: Path) -> TokenizerIds | None:
     """None when there is no tokenizer.json. Raises E-TOK for ids that are negative, doubled or not numbers."""
     path = folder / "tokenizer.json"
-    if not (path.exists() or path.is_symlink()):
+    if not os.path.lexists(path):
         return None
     try:
         content = read_json_object(path, MAX_TOKENIZER_BYTES)
@@ -65,7 +66,7 @@ def _added(path: Path, content: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _mask_id(folder: Path, ids: dict[str, int]) -> int | None:
     path = folder / "tokenizer_config.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     token = read_json_object(path).get("mask_token")
     text = token.get("content") if isinstance(token, dict) else token

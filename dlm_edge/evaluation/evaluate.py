@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from tokenizers import Tokenizer
 
 from dlm_edge.artifacts import resolve_bundle
 from dlm_edge.bundle import open_bundle
@@ -116,9 +117,13 @@ def plan_tasks(suite: str, tasks: list[str] | None, samples: int | None) -> dict
 
 def score_text(bundle: Path, windows: int, seed: int, threads: int | None) -> tuple[MaskedNll, float]:
     """Masked NLL of `windows` windows, and the bytes per token of the text."""
+    ids, bytes_per_token = text_windows(read_tokenizer(bundle), windows, WINDOW)
     with Engine.open(bundle, threads=threads) as engine:
-        ids, bytes_per_token = text_windows(engine.tokenizer, windows, WINDOW)
-        return masked_nll(engine.model, engine.spec, ids, seed), bytes_per_token
+        return masked_nll(engine.parts.model, engine.spec, ids, seed), bytes_per_token
+
+
+def read_tokenizer(bundle: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(open_bundle(bundle).tokenizer_path))
 
 
 class TaskScores(msgspec.Struct):
@@ -138,14 +143,13 @@ def score_tasks(
     say: Callable[[str], None],
 ) -> TaskScores:
     scores = TaskScores({})
-    options = {"sampler": sampler} | ({"threshold": threshold} if sampler == "threshold" else {})
+    options: dict[str, Any] = {"sampler": sampler} | ({"threshold": threshold} if sampler == "threshold" else {})
+    tokenizer = read_tokenizer(bundle)
     with Engine.open(bundle, threads=threads) as engine:
         for name, count in plan.items():
             right = 0
             for sample in make_samples(name, count, seed):
-                result = engine.generate(
-                    sample.prompt, max_new_tokens=answer_length(engine.tokenizer, sample), temperature=0.0, **options
-                )
+                result = engine.generate(sample.prompt, max_new_tokens=answer_length(tokenizer, sample), **options)
                 right += sample.is_correct(result.text)
                 scores.forward_passes += result.forward_passes
                 scores.new_tokens += result.new_tokens
@@ -160,7 +164,7 @@ def score_tasks(
     return scores
 
 
-def answer_length(tokenizer: Any, sample: Sample) -> int:
+def answer_length(tokenizer: Tokenizer, sample: Sample) -> int:
     """Room for the right answer, its end, and a few tokens of a wrong one."""
     return len(tokenizer.encode(sample.answer, add_special_tokens=False).ids) + 8
 
@@ -198,21 +202,21 @@ def flip_rate(
 ) -> float:
     chosen = SAMPLERS[sampler]
     flips = steps = 0
+    tokenizer = read_tokenizer(bundle)
     with Engine.open(bundle, threads=threads) as own, Engine.open(reference, threads=threads) as other:
         conventions = own.spec.conventions
         names = list(SHORT_TASKS)
         for i in range(SUITES[suite].flip_prompts):
             sample = make_samples(names[i % len(names)], i // len(names) + 1, seed)[-1]
             settings = DecodeSettings(
-                gen_len=answer_length(own.tokenizer, sample),
+                gen_len=answer_length(tokenizer, sample),
                 block_length=conventions.block_length,
                 sub_block_length=conventions.sub_block_length,
                 threshold=threshold,
                 stop_ids=conventions.stop_ids,
             )
-            prompt = own.tokenizer.encode(sample.prompt, add_special_tokens=False).ids
-            states = record_steps(other.model, other.spec, prompt, settings, chosen)
-            flips += count_flips(own.model, own.spec, states, chosen, Sampling())
+            states = record_steps(other.parts.model, other.spec, other.encode(sample.prompt), settings, chosen)
+            flips += count_flips(own.parts.model, own.spec, states, chosen, Sampling())
             steps += len(states)
     return flips / steps
 

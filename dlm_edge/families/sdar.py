@@ -29,7 +29,12 @@ def read_spec(settings: Settings) -> ModelSpec:
         **read_ids(settings, RELEASED, dimensions["embedding_rows"]),
     )
     return ModelSpec(
-        family="sdar", architecture="SDARForCausalLM", qkv_bias=False, qk_norm=True, conventions=conventions, **dimensions
+        family="sdar",
+        architecture="SDARForCausalLM",
+        qkv_bias=False,
+        qk_norm=True,
+        conventions=conventions,
+        **dimensions,
     )
 
 

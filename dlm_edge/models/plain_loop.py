@@ -69,11 +69,15 @@ class PlainSettings:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UsageProblem("E-PARAM", f"{key} is {value}", "give a number from 1 up")
-        given = [k for k in ("steps", "steps_per_block", "tokens_per_step", "threshold") if getattr(self, k) is not None]
+        given = [
+            k for k in ("steps", "steps_per_block", "tokens_per_step", "threshold") if getattr(self, k) is not None
+        ]
         if len(given) > 1:
             raise UsageProblem("E-PARAM", f"{' and '.join(given)} exclude each other", "give one of them")
         if self.threshold is not None and not self.threshold > 0:
-            raise UsageProblem("E-PARAM", f"threshold is {self.threshold}", "give a probability; above 1 means one by one")
+            raise UsageProblem(
+                "E-PARAM", f"threshold is {self.threshold}", "give a probability; above 1 means one by one"
+            )
 
 
 def generate(
@@ -114,10 +118,8 @@ def decode(model: DiffusionTransformer, prompt_ids: list[int], settings: PlainSe
         if run.has_stopped(block):
             break
     generated = canvas[n_prompt : n_prompt + settings.gen_len].tolist()
-    ends = [i for i, token in enumerate(generated) if token in (*spec.conventions.stop_ids, spec.conventions.mask_id)]
-    end = ends[0] if ends else len(generated)
-    stopped = end < len(generated) and generated[end] != spec.conventions.mask_id
-    return PlainResult(generated[:end], run.commits, stopped)
+    stops = [i for i, token in enumerate(generated) if token in spec.conventions.stop_ids]
+    return PlainResult(generated[: stops[0]] if stops else generated, run.commits, bool(stops))
 
 
 Window = tuple[int, int]
@@ -150,7 +152,9 @@ def share_steps(blocks: list[list[Window]], n_prompt: int, settings: PlainSettin
     else:
         return {}
     return {
-        window: max(1, total // len(group) + (i < total % len(group))) for group in groups for i, window in enumerate(group)
+        window: max(1, total // len(group) + (i < total % len(group)))
+        for group in groups
+        for i, window in enumerate(group)
     }
 
 
@@ -172,7 +176,8 @@ class _Run:
     def decode_block(self, block: list[Window], shares: dict[Window, int], settings: PlainSettings) -> None:
         full = self.conventions.attention == "full"
         start, end = block[0][0], len(self.canvas) if full else block[-1][1]
-        if not full and self.conventions.first_token_rule == "previous_logit" and 0 < start >= self.n_prompt:
+        all_masked = start >= self.n_prompt
+        if not full and self.conventions.first_token_rule == "previous_logit" and all_masked and start > 0:
             self.commit(start, *self.predict(start, start + 1, seen=start), quota=1)
         for window in block:
             n_masked = len(self.masked(window))

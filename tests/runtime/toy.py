@@ -81,26 +81,31 @@ class ToyModel:
 def make_conventions(name, block=4, sub=None, **changes):
     """The four kinds of family there are: (attention, shift)."""
     kinds = {
-        "full": dict(attention="full", logit_shift=0, grid_origin="prompt_end", kv_commit_rule="approximate"),
-        "full-shift": dict(attention="full", logit_shift=1, grid_origin="prompt_end", kv_commit_rule="approximate"),
-        "block": dict(attention="block_causal", logit_shift=0, grid_origin="zero", kv_commit_rule="extra_pass"),
-        "block-shift": dict(
-            attention="block_causal",
-            logit_shift=1,
-            grid_origin="zero",
-            kv_commit_rule="extra_pass",
-            first_token_rule="previous_logit",
-        ),
+        "full": {"attention": "full", "logit_shift": 0, "grid_origin": "prompt_end", "kv_commit_rule": "approximate"},
+        "full-shift": {
+            "attention": "full",
+            "logit_shift": 1,
+            "grid_origin": "prompt_end",
+            "kv_commit_rule": "approximate",
+        },
+        "block": {"attention": "block_causal", "logit_shift": 0, "grid_origin": "zero", "kv_commit_rule": "extra_pass"},
+        "block-shift": {
+            "attention": "block_causal",
+            "logit_shift": 1,
+            "grid_origin": "zero",
+            "kv_commit_rule": "extra_pass",
+            "first_token_rule": "previous_logit",
+        },
     }
-    values = dict(
-        mask_id=MASK,
-        block_length=block,
-        sub_block_length=sub or block,
-        first_token_rule="predicted",
-        stop_ids=(EOS,),
-        eos_id=EOS,
-        pad_id=EOS,
-    )
+    values = {
+        "mask_id": MASK,
+        "block_length": block,
+        "sub_block_length": sub or block,
+        "first_token_rule": "predicted",
+        "stop_ids": (EOS,),
+        "eos_id": EOS,
+        "pad_id": EOS,
+    }
     return Conventions(**(values | kinds[name] | changes))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from tokenizer import EOS, MASK
 from tokenizers import Tokenizer
 from train import make_spec
@@ -103,8 +103,7 @@ def write_weights(out: Path, spec: ModelSpec, weights: dict[str, torch.Tensor]) 
         raise SystemExit(f"weights.safetensors does not fit the shape: {sorted(set(weights) ^ set(shapes))[:4]}")
     name = FAMILIES[spec.family].tensor_name
     stored = {name(role): weights[role].to(torch.bfloat16).contiguous() for role in shapes}
-    with files.replacing(out / "model.safetensors") as target:
-        save_file(stored, target.name, {"format": "pt"})
+    files.write_file(out / "model.safetensors", save(stored, {"format": "pt"}))
 
 
 def write_card(run: Path, spec: ModelSpec, name: str, n_parameters: int) -> str:

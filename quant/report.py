@@ -1,0 +1,61 @@
+"""What a quantization did: the keys of `dlm-edge quantize --json`."""
+
+from __future__ import annotations
+
+import msgspec
+
+from dlm_edge.quantized import LayerRecord
+
+
+class LayerReport(msgspec.Struct, frozen=True, kw_only=True):
+    """`error` and `rtn_error`: ||(W - W') X||^2 / ||W X||^2 on the calibration states, for this method and for rounding
+    to nearest; None for methods that see no states."""
+
+    name: str
+    bits: int
+    method: str
+    error: float | None
+    rtn_error: float | None
+    seconds: float
+    notes: list[str]
+
+    @classmethod
+    def of(cls, record: LayerRecord, seconds: float) -> LayerReport:
+        return cls(
+            name=record.name,
+            bits=record.bits,
+            method=record.method,
+            error=record.error,
+            rtn_error=record.rtn_error,
+            seconds=round(seconds, 3),
+            notes=record.notes,
+        )
+
+
+class QuantizeReport(msgspec.Struct, frozen=True, kw_only=True):
+    """`bits_per_weight` is stored bits, scales included, per weight of the quantized layers.
+
+    `seconds` and `peak_rss_bytes` are of this run alone when the job was resumed.
+    """
+
+    output: str
+    method: str
+    bits_per_weight: float
+    size_bytes: int
+    source_size_bytes: int
+    seconds: float
+    peak_rss_bytes: int
+    layers: list[LayerReport]
+    fallbacks: list[str]
+    dry_run: bool = False
+
+
+def layer_line(report: LayerReport, done: int, total: int, eta_s: float) -> str:
+    """One progress line."""
+    errors = ""
+    if report.error is not None:
+        errors = f"  error {report.error:.2e}"
+    if report.rtn_error is not None:
+        errors += f"  rtn {report.rtn_error:.2e}"
+    notes = f"  ({'; '.join(report.notes)})" if report.notes else ""
+    return f"{done:4}/{total}  {report.name}{errors}  {report.seconds:.1f} s  ETA {eta_s:.0f} s{notes}"

@@ -1,0 +1,232 @@
+"""The engine an application embeds: open a bundle, generate, stream, submit, close."""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from dlm_edge.bundle import Bundle, open_bundle
+from dlm_edge.errors import InputFileError, ResourceError, UsageProblem
+from dlm_edge.families.spec import ModelSpec
+from dlm_edge.runtime.blocks import grid_edges
+from dlm_edge.runtime.denoise import check_request, lay_out
+from dlm_edge.runtime.events import Event, Result
+from dlm_edge.runtime.job import Job
+from dlm_edge.runtime.job_runner import JobRunner
+from dlm_edge.runtime.ort_step_model import CACHE_DTYPES, CAPACITY_STEP, OrtStepModel, cache_bytes_per_position
+from dlm_edge.runtime.samplers import SAMPLERS
+from dlm_edge.runtime.session import open_session
+from dlm_edge.runtime.settings import GenerateSettings, resolve, with_bundle_defaults
+from dlm_edge.runtime.step_model import StepModel
+from dlm_edge.runtime.template import ChatTemplate, Message
+from dlm_edge.runtime.text import TextCodec
+from dlm_edge.runtime.worker import Worker
+
+Prompt = str | Sequence[int] | Sequence[Message]
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What an engine consists of. `Engine.open` makes them from a bundle."""
+
+    spec: ModelSpec
+    model: StepModel
+    codec: TextCodec
+    template: ChatTemplate | None
+    sampler_defaults: dict[str, Any]
+    device: str
+    native_operators: bool
+    weight_bytes: int = 0
+    cache_bytes_per_position: int = 0
+    memory_budget: int | None = None
+
+
+class Engine:
+    """One model, one worker thread; every method may be called from any thread, except from a callback.
+
+        with Engine.open(folder) as engine:
+            print(engine.generate("Once upon a time", max_new_tokens=64).text)
+
+    Settings are the fields of GenerateSettings. An engine that nobody holds any more closes itself.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self._worker = Worker(parts.model, JobRunner(parts.model, parts.spec.conventions, parts.codec))
+        self._finalizer = weakref.finalize(self, self._worker.close)  # also at the interpreter's exit
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | str,
+        device: str = "auto",
+        *,
+        threads: int | None = None,
+        memory_budget: int | str | None = None,
+    ) -> Engine:
+        """`memory_budget` in bytes or as "6GiB": refused with E-MEM where weights and caches would exceed it."""
+        bundle = open_bundle(Path(path))
+        manifest, spec = bundle.manifest, bundle.manifest.model
+        if manifest.cache_dtype not in CACHE_DTYPES or "kv" not in manifest.cache_layouts:
+            found = f"cache {', '.join(manifest.cache_layouts)} of {manifest.cache_dtype}"
+            raise InputFileError("E-MANIFEST", f"{path}: {found} is not known here", "export it with this version")
+        budget = parse_bytes(memory_budget)
+        weights = sum(entry.size for entry in manifest.files if entry.name.startswith("model.onnx"))
+        per_position = cache_bytes_per_position(spec, manifest.cache_dtype)
+        check_budget(budget, weights, per_position * CAPACITY_STEP)
+        codec = TextCodec.read(bundle.tokenizer_path, spec)
+        opened = open_session(bundle.graph_path, device=device, threads=threads, target=manifest.target)
+        return cls(
+            Parts(
+                spec=spec,
+                model=OrtStepModel(opened, spec, manifest.cache_dtype),
+                codec=codec,
+                template=read_template(bundle, codec),
+                sampler_defaults=manifest.sampler_defaults,
+                device=opened.device,
+                native_operators=opened.native_operators,
+                weight_bytes=weights,
+                cache_bytes_per_position=per_position,
+                memory_budget=budget,
+            )
+        )
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.parts.spec
+
+    @property
+    def device(self) -> str:
+        return self.parts.device
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self.parts.template is not None
+
+    @property
+    def is_closed(self) -> bool:
+        return self._worker.is_closed
+
+    def generate(self, prompt: Prompt, *, raw: bool = False, **settings: Any) -> Result:
+        """Wait for the whole text. `prompt`: text (wrapped by the chat template unless `raw`), messages, or ids."""
+        return self._submit(prompt, raw, settings, is_watched=False).result()
+
+    def submit(
+        self,
+        prompt: Prompt,
+        *,
+        raw: bool = False,
+        on_event: Callable[[Event], None] | None = None,
+        **settings: Any,
+    ) -> Job:
+        """Queue a job. `on_event` is called on the worker thread; what it raises cancels the job."""
+        return self._submit(prompt, raw, settings, on_event=on_event)
+
+    def stream(self, prompt: Prompt, *, raw: bool = False, **settings: Any) -> Iterator[Event]:
+        """Events as they come. Leaving the loop early cancels the job."""
+        return follow(self._submit(prompt, raw, settings))
+
+    def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
+        """The token ids that the model will see. Raises E-PROMPT, E-UTF8, E-TEMPLATE and E-TOK."""
+        if isinstance(prompt, str):
+            messages: Sequence[Message] = [{"role": "user", "content": prompt}]
+        elif all(isinstance(entry, dict) for entry in prompt) and len(prompt):
+            messages = [entry for entry in prompt if isinstance(entry, dict)]
+        else:
+            return self.parts.codec.check_ids([entry for entry in prompt])  # type: ignore[misc]
+        if raw or (self.parts.template is None and isinstance(prompt, str)):
+            if not isinstance(prompt, str):
+                raise UsageProblem("E-USAGE", "raw goes with a text, not with messages", "drop raw, or give a text")
+            return self.parts.codec.encode_text(prompt)
+        if self.parts.template is None:
+            raise UsageProblem("E-TEMPLATE", "this bundle has no chat template for messages", "give a text")
+        return self.parts.codec.encode_chat(messages, self.parts.template)
+
+    def close(self) -> None:
+        """Cancel everything and end the worker. Closing again does nothing."""
+        if self._worker.is_own_thread():
+            self._worker.check_usable()
+        self._finalizer()
+
+    def __enter__(self) -> Engine:  # noqa: PYI034 - typing.Self needs Python 3.11
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _submit(
+        self,
+        prompt: Prompt,
+        raw: bool,
+        values: dict[str, Any],
+        *,
+        on_event: Callable[[Event], None] | None = None,
+        is_watched: bool = True,
+    ) -> Job:
+        self._worker.check_usable()
+        parts = self.parts
+        chosen = with_bundle_defaults(GenerateSettings.of(values), parts.sampler_defaults)
+        ids = self.encode(prompt, raw=raw)
+        decode = resolve(chosen, parts.spec.conventions, room=parts.spec.max_positions - len(ids))
+        sampler = SAMPLERS[chosen.sampler or ""]
+        check_context(parts.spec, len(ids), decode.gen_len)
+        check_request(parts.spec.conventions, ids, sampler)
+        lay_out(parts.spec.conventions, ids, decode)  # what it refuses is refused here, and not on the worker
+        _, end = grid_edges(parts.spec.conventions, len(ids), decode.gen_len, decode.block_length)
+        capacity = -(-end // CAPACITY_STEP) * CAPACITY_STEP
+        logits = 4 * decode.sub_block_length * parts.spec.vocab_size
+        check_budget(parts.memory_budget, parts.weight_bytes, capacity * parts.cache_bytes_per_position + logits)
+        job = Job(ids, decode, sampler, self._worker, on_event=on_event, is_watched=is_watched)
+        self._worker.put(job)
+        return job
+
+
+def follow(job: Job) -> Iterator[Event]:
+    try:
+        yield from job
+    finally:
+        job.cancel()
+
+
+def check_context(spec: ModelSpec, prompt_tokens: int, gen_len: int) -> None:
+    if prompt_tokens + gen_len > spec.max_positions:
+        message = (
+            f"a prompt of {prompt_tokens} tokens and {gen_len} new ones exceed the context of {spec.max_positions}"
+        )
+        raise UsageProblem("E-CONTEXT", message, "shorten the prompt, or ask for fewer tokens")
+
+
+def check_budget(budget: int | None, weights: int, working: int) -> None:
+    if budget is not None and weights + working > budget:
+        message = f"{weights} bytes of weights and {working} of caches and scores exceed the budget of {budget}"
+        raise ResourceError("E-MEM", message, "raise the budget, shorten the request, or export fewer bits per weight")
+
+
+def parse_bytes(value: int | str | None) -> int | None:
+    """Bytes from 6442450944, "6GiB" or "1.5 GB". Raises E-PARAM."""
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    text = value.lower() if isinstance(value, str) else ""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(|[kmg]i?)b?\s*", text)
+    if match is None or float(match[1]) <= 0:
+        raise UsageProblem("E-PARAM", f"memory_budget is {value!r}", 'give bytes, or a size like "6GiB"')
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def read_template(bundle: Bundle, codec: TextCodec) -> ChatTemplate | None:
+    path = bundle.chat_template_path
+    if path is None:
+        return None
+    spec = bundle.manifest.model
+    named = {"bos_token": spec.conventions.bos_id, "eos_token": spec.conventions.eos_id}
+    named |= {"pad_token": spec.conventions.pad_id, "mask_token": spec.conventions.mask_id}
+    tokens = {name: text for name, i in named.items() if i is not None and (text := codec.special_text(i))}
+    return ChatTemplate.read(path, max_positions=spec.max_positions, tokens=tokens)

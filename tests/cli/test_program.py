@@ -1,0 +1,106 @@
+"""The command line as a user meets it: exit codes, messages, JSON, and what it imports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from dlm_edge.cli import main
+from dlm_edge.cli.program import VERBS
+from dlm_edge.errors import CODES
+from dlm_edge.export import export
+from tests.tiny import make_checkpoint
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    source = make_checkpoint(folder / "source", "sdar")
+    export(source, folder / "bundle")
+    return folder / "bundle"
+
+
+def test_help_imports_nothing_heavy():
+    code = """
+import sys
+from dlm_edge.cli import main
+main(["--help"])
+heavy = {"torch", "numpy", "onnx", "onnxruntime", "tokenizers", "rich"} & set(sys.modules)
+assert heavy <= {"numpy"} and "torch" not in heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    assert "Usage: dlm-edge " + verb in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (["genrate"], 2, "did you mean generate"),
+        (["inspect"], 2, "Missing argument"),
+        (["export", "reference", "--otput", "x"], 2, "--output"),
+        (["inspect", "/nowhere"], 3, "error E-"),
+    ],
+)
+def test_wrong_usage(arguments, code, expected, capsys):
+    assert main(arguments) == code
+    assert expected in capsys.readouterr().err
+
+
+def test_a_failure_with_json_is_one_object(capsys):
+    assert main(["inspect", "/nowhere", "--json"]) == 3
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert set(error) == {"code", "message", "hint"}
+    assert error["code"] in CODES and error["hint"]
+
+
+def test_export_prints_the_promised_keys(bundle, tmp_path, capsys):
+    assert main(["export", str(bundle.parent / "source"), "-o", str(tmp_path / "out"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    promised = "output size_bytes opset operator_version nodes parity seconds peak_rss_bytes".split()
+    assert set(promised) <= set(report)
+    assert main(["export", str(bundle.parent / "source"), "-o", str(tmp_path / "out")]) == 2
+    assert "E-EXISTS" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["source", "bundle"])
+def test_inspect_tells_the_conventions(bundle, name, capsys):
+    assert main(["inspect", str(bundle.parent / name), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["kind"] == {"source": "checkpoint", "bundle": "bundle"}[name]
+    assert found["family"] == "sdar" and found["conventions"]["block_length"] == 8
+    assert found["cache_bytes_per_token"] == 2 * 3 * 2 * 16 * 4  # K and V, layers, KV heads, head_dim, float32
+
+
+def test_doctor_is_content_here(capsys):
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ok"] and found["onnxruntime"]["version"]
+
+
+def test_bench_reports_steps_beside_speed(bundle, capsys):
+    arguments = ["bench", str(bundle), "--prompt-tokens", "9", "--new-tokens", "8", "--repeats", "1", "--json"]
+    assert main([*arguments, "--sampler", "static"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    (row,) = report["rows"]
+    assert row["prompt_tokens"] == 9 and row["new_tokens"] == 8
+    # The first block holds 7 tokens after the prompt, the canvas is rounded up to the next: 15 steps, 1 clean pass,
+    # and the prefill of the prompt's one whole block.
+    assert row["steps_per_token"] == pytest.approx(17 / 8)
+    assert report["machine"] and report["versions"]["onnxruntime"]
+
+
+def test_eval_reports_quality_with_errors(bundle, capsys):
+    arguments = ["eval", str(bundle), "--task", "copy", "--samples", "2", "--against", str(bundle), "--json"]
+    assert main(arguments) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["tasks"]["copy"]["n"] == 2
+    assert report["delta_nll"] == 0 and report["commit_flip_rate"] == 0  # against itself
+    assert sum(bucket["tokens"] for bucket in report["masked_nll_by_bucket"]) > 0

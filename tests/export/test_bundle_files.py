@@ -1,0 +1,156 @@
+"""What a bundle consists of: bytes that do not depend on the run, a manifest that tells the truth, nothing half done."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import onnx
+import pytest
+
+from dlm_edge import files
+from dlm_edge.bundle import open_bundle
+from dlm_edge.errors import InputFileError, ResourceError, UsageProblem
+from dlm_edge.export import export
+from dlm_edge.export.external_data import ALIGNMENT
+from tests.tiny import make_checkpoint
+
+ALLOWED = {  # everything a step graph may contain; none of it runs code from the folder
+    *("Add", "Cast", "Cos", "Gather", "Gemm", "MatMul", "Mul", "RMSNormalization", "Range", "Reshape", "RotaryEmbedding"),
+    *("Shape", "Sigmoid", "Sin", "Slice", "Squeeze", "TensorScatter", "Transpose", "Unsqueeze"),
+    *("com.microsoft::MatMulNBits", "com.microsoft::GatherBlockQuantized", "dlm_edge::PrefixBlockAttention"),
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundle")
+    source = make_checkpoint(folder / "source", "sdar", tied=True)
+    export(source, folder / "bundle")
+    return folder
+
+
+def content(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_same_checkpoint_same_bytes(made, tmp_path):
+    export(made / "source", tmp_path / "again")
+    assert content(tmp_path / "again") == content(made / "bundle")
+
+
+def test_data_is_aligned_stored_once_and_has_no_orphans(made):
+    model = onnx.load(made / "bundle" / "model.onnx", load_external_data=False)
+    ranges = set()
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            entry = {e.key: e.value for e in tensor.external_data}
+            assert int(entry["offset"]) % ALIGNMENT == 0
+            ranges.add((int(entry["offset"]), int(entry["length"])))
+    end = 0
+    for offset, length in sorted(ranges):
+        assert end <= offset < end + ALIGNMENT  # padding up to the next page, nothing else in between
+        end = offset + length
+    assert end == (made / "bundle" / "model.onnx.data").stat().st_size
+
+
+def test_only_known_operators(made):
+    model = onnx.load(made / "bundle" / "model.onnx", load_external_data=False)
+    found = {f"{n.domain}::{n.op_type}" if n.domain else n.op_type for n in model.graph.node}
+    assert found <= ALLOWED
+
+
+def test_exporting_again_replaces_and_never_appends(made, tmp_path):
+    shutil.copytree(made / "bundle", tmp_path / "bundle")
+    with pytest.raises(UsageProblem) as caught:
+        export(made / "source", tmp_path / "bundle")
+    assert caught.value.code == "E-EXISTS"
+    export(made / "source", tmp_path / "bundle", restart=True)
+    assert content(tmp_path / "bundle") == content(made / "bundle")
+
+
+def test_manifest_lists_every_file_with_its_hash(made):
+    bundle = open_bundle(made / "bundle", verify_hashes=True)
+    listed = {entry.name for entry in bundle.manifest.files}
+    assert listed == {p.name for p in (made / "bundle").iterdir()} - {"manifest.json"}
+    assert bundle.manifest.parity["max_rel_error"] <= 1e-4
+
+
+def damage_json(key, value):
+    def change(folder):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest[key] = value
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    return change
+
+
+DAMAGE = {
+    "no manifest": lambda f: (f / "manifest.json").unlink(),
+    "not json": lambda f: (f / "manifest.json").write_text("{"),
+    "unknown key": damage_json("surprise", 1),
+    "newer schema": damage_json("schema", 99),
+    "file missing": lambda f: (f / "model.onnx").unlink(),
+    "file cut": lambda f: (f / "model.onnx.data").write_bytes(b"x"),
+    "path instead of a name": damage_json("files", [{"name": "../model.onnx", "size": 1, "sha256": ""}]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_bundle_is_refused(damage, made, tmp_path):
+    shutil.copytree(made / "bundle", tmp_path / "bundle")
+    damage(tmp_path / "bundle")
+    with pytest.raises(InputFileError) as caught:
+        open_bundle(tmp_path / "bundle")
+    assert caught.value.code == "E-MANIFEST"
+    assert caught.value.hint
+
+
+class FailingCalls(files.FileCalls):
+    """Every file call from number `k` on fails as on a full disk; `k` None only counts."""
+
+    def __init__(self, k: int | None) -> None:
+        self.k, self.count = k, 0
+
+    def __getattribute__(self, name):
+        found = object.__getattribute__(self, name)
+        if name not in ("open", "write", "fsync", "replace", "mkdir", "unlink", "rmtree"):
+            return found
+
+        def call(*args):
+            self.count += 1
+            if self.k is not None and self.count >= self.k:
+                raise OSError(28, "No space left on device")
+            return found(*args)
+
+        return call
+
+
+def test_any_failing_write_keeps_the_old_bundle(made, tmp_path, monkeypatch):
+    shutil.copytree(made / "bundle", tmp_path / "bundle")
+    old = content(tmp_path / "bundle")
+    newer = make_checkpoint(tmp_path / "newer", "sdar", seed=5)
+    counter = FailingCalls(None)
+    monkeypatch.setattr(files, "calls", counter)
+    export(newer, tmp_path / "trial")
+    for k in range(1, counter.count + 1):
+        monkeypatch.setattr(files, "calls", FailingCalls(k))
+        try:
+            export(newer, tmp_path / "bundle", restart=True)
+        except ResourceError as error:
+            assert error.code == "E-IO"
+        monkeypatch.setattr(files, "calls", files.FileCalls())
+        found = open_or_recover(tmp_path / "bundle")
+        assert found in (old, content(tmp_path / "trial")), f"call {k}"
+        if found != old:
+            shutil.rmtree(tmp_path / "bundle")
+            shutil.copytree(made / "bundle", tmp_path / "bundle")
+
+
+def open_or_recover(folder):
+    """Between the two renames the old bundle stands under its rescue name until the next run puts it back."""
+    from dlm_edge.journal import recover
+
+    recover(folder)
+    open_bundle(folder, verify_hashes=True)
+    return content(folder)

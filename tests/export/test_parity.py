@@ -1,0 +1,80 @@
+"""The exported graph against the torch module: every family, whole sequences and cached blocks, with and without the kernel."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dlm_edge import kernels
+from dlm_edge.checkpoint import open_checkpoint
+from dlm_edge.errors import JobError
+from dlm_edge.export import export, pipeline
+from dlm_edge.export.verify import empty_caches, last_block, open_session, run, verify, whole
+from dlm_edge.models import load_model
+from tests.tiny import FAMILY_NAMES, make_checkpoint
+
+TOLERANCE = 1e-4  # of the largest logit; measured over these checkpoints: 1e-6 to 4e-6
+
+VARIANTS = [
+    pytest.param({}, id="plain"),
+    pytest.param({"tied": True}, id="tied"),
+    pytest.param({"tied": False, "padded_rows": 7}, id="untied-padded"),
+    pytest.param({"tied": True, "padded_rows": 7, "shards": 3}, id="tied-padded-sharded"),
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_logits_equal_the_torch_module(family, variant, tmp_path):
+    source = make_checkpoint(tmp_path / "source", family, **variant)
+    export(source, tmp_path / "bundle")
+    model, spec = load_model(source), open_checkpoint(source).spec
+    ids = np.random.default_rng(1).integers(0, spec.vocab_size, 29)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(ids)[None])[0, :, : spec.vocab_size].numpy()
+    for native in (False, True) if kernels.library_path() else (False,):
+        session = open_session(tmp_path / "bundle" / "model.onnx", native)
+        for rows, actual in (whole(session, spec, ids), last_block(session, spec, ids)):
+            assert actual.shape == expected[rows].shape
+            assert np.abs(actual - expected[rows]).max() <= TOLERANCE * np.abs(expected).max()
+
+
+def test_only_the_rows_asked_for_are_projected(tmp_path):
+    source = make_checkpoint(tmp_path / "source", "sdar")
+    export(source, tmp_path / "bundle")
+    spec = open_checkpoint(source).spec
+    session = open_session(tmp_path / "bundle" / "model.onnx", native=False)
+    ids = np.arange(24)
+    everything, _ = run(session, spec, ids, 0, 0, np.arange(24), empty_caches(session, 24))
+    some, _ = run(session, spec, ids, 0, 0, np.array([20, 3]), empty_caches(session, 24))
+    np.testing.assert_array_equal(some, everything[[20, 3]])
+    none, _ = run(session, spec, ids, 0, 0, np.arange(0), empty_caches(session, 24))
+    assert none.shape == (0, spec.vocab_size)
+
+
+def test_a_wrong_graph_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
+    source = make_checkpoint(tmp_path / "source", "sdar")
+    other = make_checkpoint(tmp_path / "other", "sdar", seed=1)
+    right = pipeline.write_graph
+
+    def write_other(_, path, precision):
+        return right(open_checkpoint(other), path, precision)
+
+    monkeypatch.setattr(pipeline, "write_graph", write_other)
+    with pytest.raises(JobError) as caught:
+        export(source, tmp_path / "bundle")
+    assert caught.value.code == "E-PARITY"
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_one_changed_weight_is_noticed(tmp_path):
+    """The check itself: a single sign flipped in one projection must not pass."""
+    source = make_checkpoint(tmp_path / "source", "sdar")
+    export(source, tmp_path / "bundle")
+    data = bytearray((tmp_path / "bundle" / "model.onnx.data").read_bytes())
+    weights = np.frombuffer(data, np.float32)
+    weights[np.abs(weights).argmax()] *= -1
+    (tmp_path / "bundle" / "model.onnx.data").write_bytes(data)
+    with pytest.raises(JobError, match="differs"):
+        verify(tmp_path / "bundle" / "model.onnx", open_checkpoint(source), accuracy="float32", native=False)

@@ -1,0 +1,27 @@
+"""One call of the loop on the toy model, for the tests of this folder."""
+
+from __future__ import annotations
+
+from dlm_edge.runtime.denoise import DecodeSettings, denoise
+from dlm_edge.runtime.samplers import SAMPLERS
+from dlm_edge.runtime.scores import Sampling
+from tests.runtime.toy import ToyModel
+
+
+def decode(conventions, prompt, *, model=None, sampler="static", gen_len=19, sampling=None, on_step=None, **settings):
+    """(tokens, stats) of one request; block lengths and stop ids are the family's unless given."""
+    values = {
+        "gen_len": gen_len,
+        "block_length": conventions.block_length,
+        "sub_block_length": conventions.sub_block_length,
+        "stop_ids": conventions.stop_ids,
+        "sampling": sampling or Sampling(),
+    } | settings
+    if "block_length" in settings and "sub_block_length" not in settings:
+        values["sub_block_length"] = settings["block_length"]
+    watch = on_step or (lambda progress: None)
+    return denoise(model or ToyModel(), conventions, prompt, DecodeSettings(**values), SAMPLERS[sampler], watch)
+
+
+def prompt_of(length, start=0):
+    return [(start + 7 * i) % 30 for i in range(length)]

@@ -1,0 +1,195 @@
+"""Real tiny bundles in ONNX Runtime: the plain torch loop token for token, caches in place, errors with codes."""
+
+import shutil
+import threading
+
+import numpy as np
+import pytest
+
+from dlm_edge.bundle import open_bundle
+from dlm_edge.errors import DlmEdgeError
+from dlm_edge.runtime import Engine
+from dlm_edge.runtime.ort_step_model import CAPACITY_STEP, OrtStepModel
+from dlm_edge.runtime.session import open_session
+from dlm_edge.runtime.step_model import FULL_ATTENTION, Terminated
+from tests.tiny import EOS_ID, FAMILY_NAMES
+
+BLOCK = 8
+# An empty prompt is left out here: a canvas of masks alone has the same confidence at every position, so the
+# order is a matter of rounding. The toy model covers it.
+LENGTHS = [1, BLOCK - 1, BLOCK, BLOCK + 1, 28]
+CACHES = {"llada": ["none"], "dream": ["none"], "sdar": ["none", "block"], "fast_dllm_v2": ["none", "block"]}
+
+
+def prompt_of(length):
+    return [(11 * i) % 250 for i in range(length)]
+
+
+@pytest.fixture(scope="module")
+def engines(bundles):
+    opened = {family: Engine.open(bundles[family][1], threads=1) for family in FAMILY_NAMES}
+    yield opened
+    for engine in opened.values():
+        engine.close()
+
+
+@pytest.fixture(scope="module")
+def torch_models(bundles):
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)
+    from dlm_edge.models import load_model
+
+    return {family: load_model(bundles[family][0]) for family in FAMILY_NAMES}
+
+
+@pytest.fixture
+def step_model(bundles):
+    bundle = open_bundle(bundles["sdar"][1])
+    return OrtStepModel(open_session(bundle.graph_path, threads=1), bundle.manifest.model, bundle.manifest.cache_dtype)
+
+
+@pytest.mark.parametrize("settings", [{"sampler": "static"}, {"steps": 9}, {"threshold": 0.5}], ids=str)
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_token_for_token_as_the_plain_loop(engines, torch_models, family, length, settings):
+    from dlm_edge.models.plain_loop import PlainSettings, decode
+
+    plain = {k: v for k, v in settings.items() if k != "sampler"}
+    expected = decode(torch_models[family], prompt_of(length), PlainSettings(gen_len=21, **plain))
+    for cache in CACHES[family]:
+        result = engines[family].generate(prompt_of(length), max_new_tokens=21, cache=cache, **settings)
+        assert result.token_ids == expected.ids
+        assert result.steps == len(expected.commits)
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_refresh_at_every_step_is_no_cache(engines, family, cache):
+    for length in LENGTHS:
+        expected = engines[family].generate(prompt_of(length), max_new_tokens=21, cache="none")
+        again = engines[family].generate(prompt_of(length), max_new_tokens=21, cache=cache, refresh_every=1)
+        assert again.token_ids == expected.token_ids
+        assert engines[family].generate(prompt_of(length), max_new_tokens=21, cache=cache).new_tokens <= 21
+
+
+def test_windows_attend_to_the_cache(step_model):
+    """A window over stored K/V gives the logits of the whole: the sum of all pieces of the contract."""
+    ids, rows = np.array(prompt_of(24)), np.arange(8)
+    step_model.reset(24)
+    whole = step_model.run(ids, 0, 0, BLOCK, 16 + rows).copy()
+    step_model.reset(24)
+    for start in (0, 8):
+        assert step_model.run(ids[start : start + 8], start, start, BLOCK, rows[:0]).shape[0] == 0
+    np.testing.assert_allclose(step_model.run(ids[16:], 16, 16, BLOCK, rows), whole, rtol=0, atol=1e-4)
+    full = step_model.run(ids, 0, 0, FULL_ATTENTION, 16 + rows).copy()
+    assert abs(full - whole).max() > 0.01
+    np.testing.assert_allclose(
+        step_model.run(ids[8:16], 8, 24, FULL_ATTENTION, rows),
+        step_model.run(ids, 0, 0, FULL_ATTENTION, 8 + rows),
+        rtol=0,
+        atol=1e-4,
+    )
+
+
+def test_caches_grow_and_are_kept(step_model):
+    step_model.reset(10)
+    assert step_model.capacity == CAPACITY_STEP
+    step_model.reset(CAPACITY_STEP + 1)
+    assert step_model.capacity == 2 * CAPACITY_STEP
+    step_model.reset(10)
+    assert step_model.capacity == 2 * CAPACITY_STEP
+
+
+def test_terminate_before_and_after_reset(step_model):
+    step_model.reset(16)
+    step_model.terminate()
+    with pytest.raises(Terminated):
+        step_model.run(np.arange(8), 0, 0, BLOCK, np.arange(2))
+    step_model.reset(16)
+    assert step_model.run(np.arange(8), 0, 0, BLOCK, np.arange(2)).shape == (2, step_model.spec.vocab_size)
+
+
+def test_terminate_inside_a_run(step_model):
+    """Runs of the longest window, ended at random moments: each one ends as Terminated or complete."""
+    step_model.reset(512)
+    ids, outcomes = np.zeros(512, np.int64), set()
+    for delay in np.linspace(0.0, 0.02, 25):
+        step_model.reset(512)
+        timer = threading.Timer(delay, step_model.terminate)
+        timer.start()
+        try:
+            for _ in range(100):
+                step_model.run(ids, 0, 0, FULL_ATTENTION, np.arange(8))
+        except Terminated:
+            outcomes.add("terminated")
+        timer.join()
+    assert outcomes == {"terminated"}
+    step_model.reset(512)
+    assert np.isfinite(step_model.run(ids, 0, 0, FULL_ATTENTION, np.arange(8))).all()
+
+
+def test_engine_is_healthy_after_nan(engines, monkeypatch):
+    engine = engines["sdar"]
+    before = engine.generate([1, 2, 3], max_new_tokens=16).token_ids
+    model, run = engine.parts.model, engine.parts.model.run
+    monkeypatch.setattr(model, "run", lambda *args: run(*args) * np.nan)
+    with pytest.raises(DlmEdgeError) as error:
+        engine.generate([1, 2, 3], max_new_tokens=16)
+    assert error.value.code == "E-NUM"
+    monkeypatch.undo()
+    assert engine.generate([1, 2, 3], max_new_tokens=16).token_ids == before
+
+
+def test_threads_on_one_session_equal_serial_runs(engines):
+    engine, found = engines["fast_dllm_v2"], {}
+    serial = [engine.generate(prompt_of(n + 1), max_new_tokens=12).token_ids for n in range(16)]
+
+    def work(first):
+        for n in range(first, 16, 8):
+            found[n] = engine.generate(prompt_of(n + 1), max_new_tokens=12).token_ids
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[n] for n in range(16)] == serial
+
+
+def test_stop_id_cuts_the_text(engines):
+    """Some prompt among these meets the stop id by itself; its text ends there."""
+    engine, met = engines["llada"], 0
+    for first in range(60):
+        whole = engine.generate([first, 5, 9], max_new_tokens=24, cache="none", stop_at_eos=False).token_ids
+        result = engine.generate([first, 5, 9], max_new_tokens=24, cache="none")
+        if EOS_ID in whole:
+            met += 1
+            assert result.stop_reason == "eos"
+            assert result.token_ids == whole[: whole.index(EOS_ID)]
+        else:
+            assert result.stop_reason == "length" and result.token_ids == whole
+    assert met
+
+
+def damage(folder, name, change):
+    path = folder / name
+    path.write_bytes(change(path.read_bytes()))
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda data: data[: len(data) // 2] + bytes(len(data) - len(data) // 2), "E-ONNX"),
+        (lambda data: bytes(len(data)), "E-ONNX"),
+        (lambda data: data.replace(b"PrefixBlockAttention", b"PrefixBlockBttention"), None),
+        (lambda data: data[:-1], "E-MANIFEST"),
+        (lambda data: data.replace(b"cache_len", b"cache_lem"), None),
+    ],
+    ids=["half", "zeros", "operator", "short", "input"],
+)
+def test_damaged_graphs_give_coded_errors(bundles, tmp_path, change, code):
+    folder = shutil.copytree(bundles["sdar"][1], tmp_path / "b")
+    damage(folder, "model.onnx", change)
+    with pytest.raises(DlmEdgeError) as error:
+        Engine.open(folder)
+    assert error.value.code == code or (code is None and error.value.code in ("E-OP", "E-ONNX", "E-MANIFEST"))

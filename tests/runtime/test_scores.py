@@ -1,0 +1,145 @@
+"""The reduction of logits against a plain softmax, the order of ties, and drawing."""
+
+import numpy as np
+import pytest
+
+from dlm_edge.errors import JobError
+from dlm_edge.runtime.samplers import SAMPLERS, SelectState
+from dlm_edge.runtime.samplers.contract import Commits
+from dlm_edge.runtime.scores import Sampling, ScoreReducer, Scores
+
+MASK = 3
+# One float32 sum over a vocabulary of 5,000 and float32 exponentials; the largest errors measured over 200 rows
+# are 2.3e-8 for probabilities and 3.4e-7 for the entropy; the bounds leave a factor of four.
+PROBABILITY_ERROR, ENTROPY_ERROR = 1e-7, 1.4e-6
+
+
+def reduce(rows, sampling=None, positions=None, step=0):
+    rows = np.asarray(rows, np.float32)
+    positions = np.arange(len(rows)) if positions is None else np.asarray(positions)
+    return ScoreReducer(MASK, sampling or Sampling()).reduce(list(rows), positions, step)
+
+
+def scores_of(confidence, ids=None):
+    confidence = np.asarray(confidence, np.float64)
+    ids = np.arange(len(confidence)) if ids is None else np.asarray(ids)
+    return Scores(10 + np.arange(len(confidence)), ids, confidence, confidence, confidence * 0, confidence * 0)
+
+
+def state(**changes):
+    return SelectState(**({"step": 0, "n_masked": 4, "n_steps": 4, "threshold": 0.9} | changes))
+
+
+def test_against_a_plain_softmax():
+    rows = np.random.default_rng(0).normal(0, 4, (50, 5000)).astype(np.float32)
+    rows[:, MASK] += 100  # the mask id would win everywhere
+    found = reduce(rows)
+    exact = rows.astype(np.float64)
+    exact[:, MASK] = -np.inf
+    weights = np.exp(exact - exact.max(axis=1, keepdims=True))
+    probabilities = weights / weights.sum(axis=1, keepdims=True)
+    ordered = np.sort(probabilities, axis=1)
+    np.testing.assert_array_equal(found.ids, exact.argmax(axis=1))
+    np.testing.assert_allclose(found.top1_prob, ordered[:, -1], rtol=0, atol=PROBABILITY_ERROR)
+    np.testing.assert_allclose(found.top2_prob, ordered[:, -2], rtol=0, atol=PROBABILITY_ERROR)
+    np.testing.assert_array_equal(found.confidence, found.top1_prob)
+    logs = np.log(probabilities, where=probabilities > 0, out=np.zeros_like(probabilities))
+    np.testing.assert_allclose(found.entropy, -(probabilities * logs).sum(axis=1), rtol=0, atol=ENTROPY_ERROR)
+
+
+def test_rows_are_not_written_to():
+    rows = np.random.default_rng(1).normal(0, 1, (4, 20)).astype(np.float32)
+    before = rows.copy()
+    reduce(rows, Sampling(temperature=1.0))
+    np.testing.assert_array_equal(rows, before)
+
+
+def test_equal_logits_give_the_lowest_id():
+    row = np.zeros(10)
+    row[[5, 7]] = 2.0
+    found = reduce([row, np.zeros(10)])
+    assert found.ids.tolist() == [5, 0]
+    assert found.top1_prob[0] == found.top2_prob[0]
+
+
+def test_minus_infinity_is_a_ban_and_not_an_error():
+    row = np.full(8, -np.inf)
+    row[6] = -1e30
+    found = reduce([row])
+    assert found.ids[0] == 6 and found.confidence[0] == 1 and found.entropy[0] == 0
+
+
+@pytest.mark.parametrize("row", [[0, np.nan, 0, 0], [0, np.inf, 0, 0], [-np.inf] * 4, [-np.inf] * 3 + [5.0]])
+def test_unusable_rows_raise(row):
+    with pytest.raises(JobError) as error:
+        reduce([[0, 1, 2, 0], row], positions=[40, 41], step=7)
+    assert error.value.code == "E-NUM" and "position 41 at step 7" in error.value.message
+
+
+def test_drawing_follows_the_probabilities():
+    row = np.log([0.5, 0.3, 0.15, 1e-9, 0.05]).astype(np.float32)
+    draws = [reduce([row], Sampling(temperature=1.0, seed=9), step=s).ids[0] for s in range(3000)]
+    share = np.bincount(draws, minlength=5) / 3000
+    np.testing.assert_allclose(share, [0.5, 0.3, 0.15, 0, 0.05], atol=0.03)  # three standard deviations
+
+
+def test_top_k_and_top_p_cut():
+    row = np.log([0.5, 0.3, 0.15, 1e-9, 0.05]).astype(np.float32)
+    for setting, allowed in (
+        ({"top_k": 1}, {0}),
+        ({"top_k": 2}, {0, 1}),
+        ({"top_p": 0.5}, {0}),
+        ({"top_p": 0.6}, {0, 1}),
+    ):
+        sampling = Sampling(temperature=5.0, seed=2, **setting) if "top_k" in setting else Sampling(
+            temperature=1.0, seed=2, **setting
+        )  # fmt: skip
+        assert {int(reduce([row], sampling, step=s).ids[0]) for s in range(200)} == allowed
+
+
+def test_confidence_of_a_drawn_id_is_its_plain_probability():
+    row = np.log([0.5, 0.3, 0.2, 1e-9]).astype(np.float32)
+    for step in range(20):
+        found = reduce([row], Sampling(temperature=3.0, top_k=2, seed=4), step=step)
+        assert found.confidence[0] == pytest.approx([0.5, 0.3][found.ids[0]], abs=1e-6)
+
+
+def test_mask_id_is_never_drawn():
+    row = np.zeros(5, np.float32)
+    row[MASK] = 50
+    assert MASK not in {int(reduce([row], Sampling(temperature=2.0), step=s).ids[0]) for s in range(200)}
+
+
+def as_pairs(commits: Commits):
+    return list(zip(commits.positions.tolist(), commits.ids.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("n_masked", range(1, 20))
+def test_quotas_sum_to_the_masks(n_masked):
+    for n_steps in range(1, n_masked + 1):
+        quotas = [state(step=s, n_masked=n_masked, n_steps=n_steps).quota for s in range(n_steps)]
+        assert sum(quotas) == n_masked and max(quotas) - min(quotas) <= 1 and quotas == sorted(quotas, reverse=True)
+
+
+def test_static_takes_the_most_confident_and_ties_go_left():
+    scores = scores_of([0.2, 0.9, 0.9, 0.1, 0.9])
+    select = SAMPLERS["static"].select
+    assert as_pairs(select(scores, state(n_masked=5, n_steps=5))) == [(11, 1)]
+    assert as_pairs(select(scores, state(n_masked=5, n_steps=3))) == [(11, 1), (12, 2)]
+
+
+def test_threshold_takes_all_that_reach_it_and_at_least_one():
+    select = SAMPLERS["threshold"].select
+    assert as_pairs(select(scores_of([0.9, 0.5, 0.95]), state())) == [(10, 0), (12, 2)]
+    assert as_pairs(select(scores_of([0.3, 0.5, 0.5]), state())) == [(11, 1)]
+
+
+def test_lower_threshold_accepts_a_superset():
+    rng = np.random.default_rng(3)
+    for _ in range(50):
+        scores, kept = scores_of(rng.random(12)), set()
+        for threshold in (1.1, 0.9, 0.7, 0.5, 0.2, 0.0):
+            now = set(as_pairs(SAMPLERS["threshold"].select(scores, state(threshold=threshold))))
+            assert kept <= now
+            kept = now
+        assert len(kept) == 12
