@@ -24,9 +24,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
+from onnx import TensorProto, helper
+
 from dlm_edge import kernels
 from dlm_edge.kernels.prefix_block_attention import function
-from onnx import TensorProto, helper
 
 OPSET = 24
 AGREEMENT = 1e-5  # both are float32; a larger difference means that they do not compute the same thing
@@ -116,7 +117,9 @@ def backends(shape: Shape, threads: int) -> dict[str, Callable[[], np.ndarray]]:
         "native": runner(ours, inputs, threads, native=True),
         "function": runner(ours, inputs, threads, native=False),
     }
-    for label, mask_type in (("ort", None),) if shape.kind == "step" else (("ort_bool", np.bool_), ("ort_float", np.float32)):
+    for label, mask_type in (
+        (("ort", None),) if shape.kind == "step" else (("ort_bool", np.bool_), ("ort_float", np.float32))
+    ):
         joined = joined_inputs(shape, inputs, mask_type)
         model = model_of(helper.make_node("Attention", list(joined), ["out"]), joined, [])
         found[label] = runner(model, joined, threads, native=False)
@@ -166,7 +169,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--simd", choices=["avx512", "avx2", "portable"], help="force a vector width of the native kernel")
+    parser.add_argument(
+        "--simd", choices=["avx512", "avx2", "portable"], help="force a vector width of the native kernel"
+    )
     parser.add_argument("--kind", choices=["step", "prefill"], help="only these shapes")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     args = parser.parse_args()
@@ -192,7 +197,9 @@ def main() -> None:
             flush=True,
         )
     if args.json:
-        args.json.write_text(json.dumps({"simd": kernels.simd(), "threads": args.threads, "rows": rows}, indent=1) + "\n")
+        args.json.write_text(
+            json.dumps({"simd": kernels.simd(), "threads": args.threads, "rows": rows}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -64,7 +64,15 @@ def word_tokenizer(vocab_size: int) -> dict[str, object]:
     specials = ["<|endoftext|>", "<|mask|>"]
     vocab = {word: i for i, word in enumerate(specials)} | {f"t{i}": i for i in range(2, vocab_size)}
     added = [
-        {"id": i, "content": w, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        {
+            "id": i,
+            "content": w,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
         for i, w in enumerate(specials)
     ]
     return {

@@ -28,7 +28,9 @@ def resolve_bundle(name: str | Path) -> Path:
         from dlm_edge.export import export
     except ImportError as error:
         hint = "pip install 'dlm-edge[export]', or give the folder of an exported bundle"
-        raise InputFileError("E-DEPENDENCY", f"{name} is no bundle, and exporting it needs {error.name}", hint) from error
+        raise InputFileError(
+            "E-DEPENDENCY", f"{name} is no bundle, and exporting it needs {error.name}", hint
+        ) from error
     checkpoint = open_checkpoint(name)
     cached = cache_folder() / f"{checkpoint.name}-{identity(checkpoint.path)}"
     if is_bundle(cached):

@@ -84,7 +84,7 @@ def summarise(prompt_tokens: int, new_tokens: int, results: Sequence[Result]) ->
         "prefill_seconds": statistics.median(r.prefill_seconds for r in results),
         "seconds_per_forward": statistics.median(per_forward),
         "effective_tokens_per_s": new_tokens / statistics.median(seconds),
-        "steps_per_token": statistics.median(r.steps_per_token for r in results),
+        "steps_per_token": statistics.median(r.steps_per_token or 0.0 for r in results),
         "peak_rss_bytes": peak_rss_bytes(),
         "spread": max(seconds) / min(seconds),
     }

@@ -1,6 +1,6 @@
 """Every error a user can meet: one hierarchy, stable codes, and the exit code of each kind.
 
-    raise InputFileError("E-SHARD", "model-00002.safetensors is missing", "download the folder again")
+raise InputFileError("E-SHARD", "model-00002.safetensors is missing", "download the folder again")
 """
 
 from __future__ import annotations

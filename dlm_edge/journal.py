@@ -27,9 +27,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dlm_edge import files
+from dlm_edge.bundle import MANIFEST_NAME
 from dlm_edge.errors import JobError, UsageProblem
+from dlm_edge.quantized import RECORD_NAME
 
 JOURNAL = "journal.jsonl"
+OUTPUT_MARKS = {RECORD_NAME, MANIFEST_NAME}  # only a folder with one of these may be replaced
 
 
 class WorkFolder:
@@ -49,10 +52,13 @@ class WorkFolder:
     ) -> Iterator[WorkFolder]:
         """Lock `out`, and start or resume its work folder.
 
-        Raises E-EXISTS when `out` is there and `restart` was not asked for, E-BUSY when another process
-        works on it, E-RESUME when the started job had other settings (or none was asked to be resumed).
+        Raises E-EXISTS when `out` is there and `restart` was not asked for (nor a replacement of it that was cut
+        short is resumed) or when a folder that is not ours has the work folder's name, E-BUSY when another process
+        works on `out`, E-RESUME when the started job had other settings (or none was asked to be resumed).
         `discard_unfinished`: for jobs that are cheaper to do again than to resume.
         """
+        if out.name in ("", ".."):
+            raise UsageProblem("E-USAGE", f"{out} cannot be an output folder", "give a folder of its own with -o")
         path = out.with_name(out.name + ".partial")
         files.make_folder(out.parent)
         lock = FileLock(lock_path(out))
@@ -62,20 +68,19 @@ class WorkFolder:
             raise JobError("E-BUSY", f"another run is writing {out}", "wait for it, or choose another folder") from None
         try:
             recover(out)
-            if out.exists() and not restart:
+            if out.exists() and not restart and not (resume and read_journal(path / JOURNAL)):
                 hint = "choose another folder with -o, or replace it with --restart"
                 raise UsageProblem("E-EXISTS", f"{out} exists already", hint)
+            check_replaceable(out)
             if (restart or discard_unfinished) and path.exists():
-                with files.io_errors(path, "cannot remove"):
-                    files.calls.rmtree(path)
+                check_ours(path, journal_is_proof=True)
+                discard(path, out)
             yield cls(out, path, cls._start(out, path, fingerprint, resume))
         finally:
             lock.release()
 
     @classmethod
-    def _start(
-        cls, out: Path, path: Path, fingerprint: dict[str, Any], resume: bool
-    ) -> dict[str, dict[str, Any]]:
+    def _start(cls, out: Path, path: Path, fingerprint: dict[str, Any], resume: bool) -> dict[str, dict[str, Any]]:
         lines = read_journal(path / JOURNAL)
         if lines:
             if not resume:
@@ -86,10 +91,13 @@ class WorkFolder:
             truncate_to_last_line(path / JOURNAL)
             return {line["key"]: line for line in lines[1:] if files_intact(path, line)}
         if path.exists():  # created, but killed before the first journal line: nothing in it counts
-            with files.io_errors(path, "cannot remove"):
-                files.calls.rmtree(path)
+            check_ours(path, journal_is_proof=False)
+            discard(path, out)
         files.make_folder(path)
         _append(path / JOURNAL, {"fingerprint": fingerprint, "pid": os.getpid()})
+        with files.io_errors(path, "cannot write"):
+            files.sync_folder(path)
+            files.sync_folder(path.parent)
         return {}
 
     def is_done(self, key: str) -> bool:
@@ -105,33 +113,77 @@ class WorkFolder:
         self.records[key] = line
 
     def finish(self) -> None:
-        """Put the work folder in the place of the output; the journal does not travel."""
+        """Put the work folder in the place of the output; the journal goes last, so that until then a kill costs
+        nothing that was finished."""
         with files.io_errors(self.out, "cannot finish"):
-            files.calls.unlink(self.path / JOURNAL)
-            old = self.out.with_name(self.out.name + ".old")
+            old = replaced_path(self.out)
             if self.out.exists():
                 files.calls.replace(self.out, old)
             files.calls.replace(self.path, self.out)
             files.sync_folder(self.out.parent)
+            files.calls.unlink(self.out / JOURNAL)
             if old.exists():
                 files.calls.rmtree(old)
 
 
-def recover(out: Path) -> None:
-    """Mend a kill between the two renames of `finish`: the old output goes back, or away."""
-    old = out.with_name(out.name + ".old")
-    if not old.exists():
+def replaced_path(out: Path) -> Path:
+    return out.with_name(f"{files.TEMPORARY}replaced-{out.name}")
+
+
+def discarded_path(out: Path) -> Path:
+    return out.with_name(f"{files.TEMPORARY}discarded-{out.name}")
+
+
+def discard(path: Path, out: Path) -> None:
+    """Remove a work folder: by a rename first, so that a kill never leaves half of one under its name."""
+    with files.io_errors(path, "cannot remove"):
+        files.calls.replace(path, discarded_path(out))
+        files.calls.rmtree(discarded_path(out))
+
+
+def check_ours(path: Path, *, journal_is_proof: bool) -> None:
+    """Raise E-EXISTS unless `path` is a work folder: nobody else's files are ever removed.
+
+    Without a journal that can be read only an empty folder passes: any other file is written after its first line.
+    """
+    names = {p.name for p in path.iterdir()} if path.is_dir() else {""}
+    strangers = {n for n in names if n != JOURNAL and not n.startswith(files.TEMPORARY)}
+    if strangers and not (journal_is_proof and JOURNAL in names):
+        hint = "start anew with --restart" if JOURNAL in names else "move it away, or choose another folder with -o"
+        raise UsageProblem("E-EXISTS", f"{path} is in the way and holds no journal that can be read", hint)
+
+
+def check_replaceable(out: Path) -> None:
+    """Raise E-EXISTS when `out` is there and is neither empty nor an output of ours."""
+    if out.is_dir():
+        names = {p.name for p in out.iterdir()}
+        if not names or names & OUTPUT_MARKS:
+            return
+    elif not out.exists():
         return
+    message = f"{out} is not a folder that dlm-edge wrote"
+    raise UsageProblem("E-EXISTS", message, "it is never replaced; choose another folder with -o")
+
+
+def recover(out: Path) -> None:
+    """Mend a kill inside `finish` or `discard`: the old output goes back, or away."""
+    old = replaced_path(out)
     with files.io_errors(out, "cannot recover"):
+        if discarded_path(out).exists():
+            files.calls.rmtree(discarded_path(out))
         if out.exists():
-            files.calls.rmtree(old)
-        else:
+            if read_journal(out / JOURNAL):
+                files.calls.unlink(out / JOURNAL)
+            if old.exists():
+                files.calls.rmtree(old)
+        elif old.exists():
             files.calls.replace(old, out)
 
 
 def lock_path(out: Path) -> Path:
     """Outside the output's folder, so that nothing is left there; the kernel drops the lock with the process."""
-    folder = Path(tempfile.gettempdir()) / f"dlm-edge-locks-{getpass.getuser()}"
+    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()  # a container may have no name for its user
+    folder = Path(tempfile.gettempdir()) / f"dlm-edge-locks-{user}"
     folder.mkdir(exist_ok=True)
     return folder / (hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:24] + ".lock")
 

@@ -34,7 +34,7 @@ class QuantizedTensor:
 
     @property
     def group_size(self) -> int:
-        return self.packed.shape[2] * 8 // container_bits(self.bits)
+        return int(self.packed.shape[2]) * 8 // container_bits(self.bits)
 
     @property
     def shape(self) -> tuple[int, int]:

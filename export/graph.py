@@ -129,7 +129,7 @@ class StepGraph:
             helper.make_tensor_value_info("logit_rows", TensorProto.INT64, ["rows"]),
         ]
         outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", spec.vocab_size])]
-        cache = [1, spec.n_kv_heads, "capacity", spec.head_dim]
+        cache: list[int | str | None] = [1, spec.n_kv_heads, "capacity", spec.head_dim]
         for i in range(spec.n_layers):
             for kind in ("k", "v"):
                 inputs.append(helper.make_tensor_value_info(f"{kind}_cache.{i}", body, cache))

@@ -66,9 +66,7 @@ class WeightNodes:
         ]
         if bias:
             inputs += ["", "", self.plain(bias)]
-        self.quantized.append(
-            {"name": role, "bits": bits, "group_size": packed.group_size, "accuracy_level": level}
-        )
+        self.quantized.append({"name": role, "bits": bits, "group_size": packed.group_size, "accuracy_level": level})
         return self.graph.add(
             "MatMulNBits", inputs, name, domain=MICROSOFT, K=columns, N=rows, bits=bits,
             block_size=packed.group_size, accuracy_level=level,

@@ -28,7 +28,7 @@ GRAPH_NAME = "model.onnx"
 COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE", "LICENSE.txt", "LICENSE.md")
 TARGETS = ("cpu", "cuda")
 ACCURACIES = ("fast", "exact")
-BODY = {"cpu": np.dtype(np.float32), "cuda": np.dtype(np.float16)}
+BODY: dict[str, np.dtype[Any]] = {"cpu": np.dtype(np.float32), "cuda": np.dtype(np.float16)}
 
 
 class ExportReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +67,12 @@ def export(
     # A bundle without a usable tokenizer would fail only when somebody runs it.
     source, out = open_checkpoint(checkpoint, need_tokenizer=True), Path(out)
     check_space(source, out)
-    fingerprint = {"weights": source.weight_files(), "target": target, "accuracy": accuracy, "version": dlm_edge.__version__}
+    fingerprint = {
+        "weights": source.weight_files(),
+        "target": target,
+        "accuracy": accuracy,
+        "version": dlm_edge.__version__,
+    }
     # An export is minutes of copying: it is done anew, not resumed, so an unfinished one never stands in the way.
     with WorkFolder.open(out, fingerprint, resume=False, restart=restart, discard_unfinished=True) as work:
         say(f"reading   {source.name}: {source.spec.family}, {source.spec.n_layers} layers")
@@ -75,9 +80,7 @@ def export(
         nodes = write_graph(source, work.path / GRAPH_NAME, precision)
         source.check_unchanged()
         say("checking  the graph against the source model")
-        parity = verify(
-            work.path / GRAPH_NAME, source, accuracy=accuracy_of(nodes, precision), native=target == "cpu"
-        )
+        parity = verify(work.path / GRAPH_NAME, source, accuracy=accuracy_of(nodes, precision), native=target == "cpu")
         for name in COPIED:
             if (source.path / name).is_file():
                 files.write_file(work.path / name, (source.path / name).read_bytes())
@@ -154,5 +157,3 @@ def check_space(source: Checkpoint, out: Path) -> None:
     if free < needed:
         message = f"{out} needs up to {needed >> 20} MiB, {free >> 20} MiB are free"
         raise ResourceError("E-IO", message, "free some space or choose another folder")
-
-

@@ -20,8 +20,8 @@ from dlm_edge.models.streamed import streamed_logits
 FULL = 2**40  # attn_block of a family without blocks
 
 # Largest difference over largest logit. In float32 the graph and torch differ by rounding (measured 2e-6 to 2e-5
-# on tiny models of all families). With int8 activations every linear layer adds about 0.5 %, float16 adds 0.1 %.
-TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8_activations": 1.5e-1}
+# on tiny models of all families). Int8 activations: 6e-3 on the reference model.
+TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8_activations": 5e-2}
 
 
 def verify(graph_path: Path, checkpoint: Checkpoint, *, accuracy: str, native: bool) -> dict[str, Any]:

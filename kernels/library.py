@@ -32,6 +32,9 @@ def library_path() -> Path | None:
 def register(session_options: SessionOptions) -> bool:
     """Add the native operators to a session; False where there is no library and the function bodies run.
 
+    Only for sessions on the CPU with float32 models: the kernels know no other type, so ONNX Runtime refuses a
+    float16 model once they are registered, and a GPU session would copy its tensors to the CPU for them.
+
     Raises EnvironmentProblem when the library cannot be loaded or belongs to another version of this package.
     """
     path = library_path()

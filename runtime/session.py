@@ -116,7 +116,7 @@ def run_errors() -> Iterator[None]:
     """Whatever ONNX Runtime raises during a run, as one of our errors; a requested end as Terminated."""
     try:
         yield
-    except DlmEdgeError:
+    except (DlmEdgeError, Terminated):
         raise
     except Exception as error:
         text = first_line(error)

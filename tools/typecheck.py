@@ -24,7 +24,7 @@ def main() -> int:
     command += ["--cache-dir", str(ROOT / ".mypy_cache"), "dlm_edge"]
     done = subprocess.run(command, cwd=VIEW, env={**os.environ, "MYPYPATH": "."}, capture_output=True, text=True)
     # Name the files as they lie in the repository.
-    print(re.sub(r"^dlm_edge/(quant|export|runtime|kernels)/", r"\1/", done.stdout, flags=re.M), end="")
+    print(re.sub(r"^dlm_edge/(quant|export|runtime|kernels)/", r"\1/", done.stdout, flags=re.MULTILINE), end="")
     print(done.stderr, end="", file=sys.stderr)
     return done.returncode
 

@@ -29,9 +29,7 @@ def command(checkpoint: str, output: str, target: str, accuracy: str, restart: b
 
     from dlm_edge.export import export
 
-    report = export(
-        checkpoint, output, target=target, accuracy=accuracy, restart=restart, progress=progress_line
-    )
+    report = export(checkpoint, output, target=target, accuracy=accuracy, restart=restart, progress=progress_line)
     if as_json:
         print_json(msgspec.to_builtins(report))
         return

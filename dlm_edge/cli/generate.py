@@ -62,8 +62,8 @@ def command(bundle: str, as_json: bool, json_lines: bool, **options: Any) -> Non
         with stop_on_interrupt(job):
             result = show(job, as_json=as_json, json_lines=json_lines)
     if result.stop_reason == "cancelled":
-        if as_json or json_lines:  # their output is complete, an error object would be a second one
-            raise click.exceptions.Exit(Stopped.exit_code)
+        if as_json:  # its one object is printed, an error would be a second one
+            raise SystemExit(Stopped.exit_code)
         raise Stopped("E-STOPPED", "stopped", "the text above is what was finished")
 
 

@@ -53,9 +53,7 @@ def record_steps(
     return [Step(canvases[i], ends[i], *chosen[i]) for i in chosen]  # not those that no sampler decided
 
 
-def count_flips(
-    model: StepModel, spec: ModelSpec, steps: Sequence[Step], sampler: Sampler, sampling: Sampling
-) -> int:
+def count_flips(model: StepModel, spec: ModelSpec, steps: Sequence[Step], sampler: Sampler, sampling: Sampling) -> int:
     """How many of `steps` the other `model` would have decided differently, in position or in token."""
     reducer = ScoreReducer(spec.conventions.mask_id, sampling)
     flips = 0
@@ -70,5 +68,3 @@ def count_flips(
         same = np.array_equal(commits.positions, step.commits.positions)
         flips += not (same and np.array_equal(commits.ids, step.commits.ids))
     return flips
-
-

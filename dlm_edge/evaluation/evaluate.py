@@ -185,7 +185,9 @@ def compare(
 ) -> None:
     """Differences to the reference artefact `other`, paired on the same states."""
     if open_bundle(bundle).manifest.model.vocab_size != open_bundle(other).manifest.model.vocab_size:
-        raise UsageProblem("E-USAGE", f"{bundle} and {other} have different vocabularies", "compare variants of one model")
+        raise UsageProblem(
+            "E-USAGE", f"{bundle} and {other} have different vocabularies", "compare variants of one model"
+        )
     theirs, _ = score_text(other, len(own.bound), seed, threads)
     difference = own.bound - theirs.bound
     report.delta_nll, report.delta_nll_se = float(difference.mean()), standard_error(difference)
@@ -219,4 +221,3 @@ def flip_rate(
             flips += count_flips(own.parts.model, own.spec, states, chosen, Sampling())
             steps += len(states)
     return flips / steps
-

@@ -11,10 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-NAMES = (
-    "Ada Alan Anna Bob Carl Cleo Dan Dora Emil Emma Finn Flora Gina Hugo Ian Iris Jack Jane Kai Kim Leo Lisa "
-    "Luke Mara Max Mia Nina Noah Olga Omar Paul Pia Quin Rita Rosa Sam Sara Tara Tim Tom Uma Vera Wendy Will Xena Yara Zoe Zed"
-).split()
+NAMES = ["Ada", "Alan", "Anna", "Bob", "Carl", "Cleo", "Dan", "Dora", "Emil", "Emma", "Finn", "Flora", "Gina", "Hugo", "Ian", "Iris", "Jack", "Jane", "Kai", "Kim", "Leo", "Lisa", "Luke", "Mara", "Max", "Mia", "Nina", "Noah", "Olga", "Omar", "Paul", "Pia", "Quin", "Rita", "Rosa", "Sam", "Sara", "Tara", "Tim", "Tom", "Uma", "Vera", "Wendy", "Will", "Xena", "Yara", "Zoe", "Zed"]
 
 
 def _made_up_words(count: int) -> list[str]:

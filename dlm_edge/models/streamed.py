@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from dlm_edge.checkpoint import Checkpoint
 from dlm_edge.models.transformer import Layer, RMSNorm, pattern, rope_tables
 
+
 @torch.no_grad()
 def streamed_logits(checkpoint: Checkpoint, sequences: list[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
     """Logits [seq, vocab_size] of every sequence, as `DiffusionTransformer.forward` gives them, in float32.
@@ -31,6 +32,7 @@ def streamed_logits(checkpoint: Checkpoint, sequences: list[NDArray[np.int64]]) 
     head = table if spec.tied_head else torch.from_numpy(checkpoint.load("head.weight"))
     return [(norm(x)[0] @ head[: spec.vocab_size].T).numpy() for x in hidden]
 
+
 def load_layer(checkpoint: Checkpoint, i: int) -> Layer:
     """Layer `i` in float32, dequantized where its weights are packed."""
     prefix = f"layers.{i}."
@@ -40,6 +42,6 @@ def load_layer(checkpoint: Checkpoint, i: int) -> Layer:
     layer.load_state_dict(state, assign=True)
     return layer.eval().requires_grad_(False)
 
+
 def layer_roles(layer: Layer, prefix: str) -> list[str]:
     return [prefix + name for name in layer.state_dict()]
-

@@ -17,6 +17,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "row_task.h"
+
 namespace dlm_edge {
 
 struct AttentionArguments {
@@ -27,48 +29,9 @@ struct AttentionArguments {
   float* out;
 };
 
-// Consecutive keys in memory, at consecutive absolute positions.
-struct KeyRange {
-  const float *k, *v;  // [count, head_dim]
-  int64_t position, count;
-};
-constexpr int kMaxKeyRanges = 3;  // cache before the window, the window, cache behind it
-
-// One kv head, some rows, some keys. The query heads that share a kv head form one matrix whose row
-// i * group + g is query i of head g: neighbouring rows see nearly the same keys.
-struct RowTask {
-  const float* q;  // [group, q_len, head_dim]
-  int64_t group, q_len, head_dim;
-  int64_t row_begin, row_end;
-  int64_t start, attn_block;
-  float scale_log2;  // scale * log2(e): scores are kept in base 2
-  KeyRange ranges[kMaxKeyRanges];
-  int n_ranges;
-  float* out;  // [q_len, out_stride], already at this kv head's first column
-  int64_t out_stride;
-  // Not null: write unnormalised results here instead of out, for a later merge.
-  // weighted [rows, head_dim], then row_max [rows], then row_sum [rows], rows = row_end - row_begin.
-  float* partial;
-};
-
-// One vector width. Rows are worked on in tiles of up to max_row_vectors * lanes.
-struct TileKernel {
-  const char* name;
-  int lanes, max_row_vectors;
-  void (*run)(const RowTask& task);
-};
-extern const TileKernel kPortableTiles;
-#if defined(__x86_64__)
-extern const TileKernel kAvx2Tiles;
-extern const TileKernel kAvx512Tiles;
-#endif
-
 // "avx512", "avx2", "portable"; null chooses the best again. False: unknown, or not supported by this processor.
 bool SetSimd(const char* name);
 const char* SimdName();
-
-// One past the last position that the query at `position` sees; saturates instead of overflowing.
-int64_t VisibleEnd(int64_t position, int64_t attn_block);
 
 class AttentionPlan {
  public:

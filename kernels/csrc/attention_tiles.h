@@ -1,5 +1,5 @@
 // The inner loops of PrefixBlockAttention, compiled once per vector width (attention_avx512.cpp and its siblings
-// set the three constants below and include this file). Layouts are in attention.h.
+// set the three constants below and include this file). Layouts are in attention.h and row_task.h.
 //
 // Everything is kept transposed: lanes run along rows (queries), so that scores, softmax and output are plain
 // vertical vector arithmetic, any head_dim works without remainders, and keys and values are read as scalars
@@ -7,15 +7,13 @@
 //     scores[key][row] = sum_d    k[key][d] * q^T[d][row]
 //     output[d][row]   = sum_key  v[key][d] * weights[key][row]
 // Both are one register-blocked product, Multiply. The softmax is the online one, in base 2.
-//
-// Included files are C headers on purpose: an inline function of the C++ library compiled here with wide vectors
-// could be the copy that the linker keeps for everybody.
+// Like row_task.h, this file includes C headers only.
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "attention.h"
+#include "row_task.h"
 
 #if !defined(DLM_EDGE_LANES) || !defined(DLM_EDGE_MAX_ROW_VECTORS) || !defined(DLM_EDGE_BLOCK)
 #error "include this file from attention_<variant>.cpp"
@@ -253,7 +251,8 @@ void Run(const RowTask& task) {
       for (int t = 0; t < n_tiles; ++t) {
         int64_t n_keys = range.count - key < kTileKeys ? range.count - key : kTileKeys;
         if (tiles[t].last_visible_end - position < n_keys) n_keys = tiles[t].last_visible_end - position;
-        if (n_keys > 0) AttendTile(tiles[t], task.head_dim, range.k + offset, range.v + offset, position, n_keys, scores);
+        if (n_keys <= 0) continue;
+        AttendTile(tiles[t], task.head_dim, range.k + offset, range.v + offset, position, n_keys, scores);
       }
     }
   }

@@ -7,6 +7,7 @@ name and inlines the function otherwise. It answers to reference.py, like the ke
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import onnx
 from onnx import helper
@@ -25,7 +26,7 @@ class _Body:
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
 
-    def __call__(self, op_type: str, *inputs: str, name: str = "", **attributes: object) -> str:
+    def __call__(self, op_type: str, *inputs: str, name: str = "", **attributes: Any) -> str:
         output = name or f"{op_type.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(op_type, inputs, [output], **attributes))
         return output
@@ -70,9 +71,7 @@ def function_proto(opset: int = 24) -> onnx.FunctionProto:
 def node(inputs: Sequence[str], output: str, *, scale: float = 0.0, name: str = "") -> onnx.NodeProto:
     """A call of the function, for the exporter. Inputs in the order of INPUTS."""
     assert len(inputs) == len(INPUTS)
-    return helper.make_node(
-        OPERATOR, inputs, [output], name=name, domain=DOMAIN, overload=OVERLOAD, scale=scale
-    )
+    return helper.make_node(OPERATOR, inputs, [output], name=name, domain=DOMAIN, overload=OVERLOAD, scale=scale)
 
 
 def _keys_and_visibility(body: _Body) -> None:

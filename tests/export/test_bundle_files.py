@@ -16,7 +16,19 @@ from dlm_edge.export.external_data import ALIGNMENT
 from tests.tiny import make_checkpoint
 
 ALLOWED = {  # everything a step graph may contain; none of it runs code from the folder
-    *("Add", "Cast", "Cos", "Gather", "Gemm", "MatMul", "Mul", "RMSNormalization", "Range", "Reshape", "RotaryEmbedding"),
+    *(
+        "Add",
+        "Cast",
+        "Cos",
+        "Gather",
+        "Gemm",
+        "MatMul",
+        "Mul",
+        "RMSNormalization",
+        "Range",
+        "Reshape",
+        "RotaryEmbedding",
+    ),
     *("Shape", "Sigmoid", "Sin", "Slice", "Squeeze", "TensorScatter", "Transpose", "Unsqueeze"),
     *("com.microsoft::MatMulNBits", "com.microsoft::GatherBlockQuantized", "dlm_edge::PrefixBlockAttention"),
 }

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,26 +10,26 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from dlm_edge import kernels
-from dlm_edge.errors import EnvironmentProblem
-from dlm_edge.kernels import library
-from dlm_edge.kernels.prefix_block_attention import function, reference
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
+from dlm_edge import kernels
+from dlm_edge.kernels.prefix_block_attention import function, reference
 
 needs_library = pytest.mark.skipif(kernels.library_path() is None, reason="the native library is not built")
 
 FULL = 2**40
 SIMD = ["avx512", "avx2", "portable"]
 
-# Inputs are standard normal, results at most about 4. Scores and sums are float32.
-# Largest errors measured over this table and 20 seeds: TODO
-NATIVE_TOLERANCE = 4e-6
-FUNCTION_TOLERANCE = 4e-6
-# A float16 model: float32 inside, so what remains is one rounding of the result (half a step of 2^-10 below 2).
+# Inputs are standard normal; results are at most about 4. Scores and sums are float32. Largest errors measured over
+# this table (without the last case) and 20 seeds: native 1.5e-6 in all three vector widths, function 1.7e-6; the
+# bound leaves a factor of two and more. With a larger scale the scores, and their rounding, grow in proportion.
+TOLERANCE = 4e-6
+# A float16 model computes in float32 inside, so what remains is one rounding of the result: 9.8e-4 measured.
 HALF_TOLERANCE = 2e-3
-LARGE_SCORE_TOLERANCE = 5e-2
+# Scores of up to 4e4: float32 rounds them by about 4e-3 and the softmax passes that on. 5.9e-3 measured.
+LARGE_SCORE_TOLERANCE = 2e-2
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,10 @@ class Case:
     capacity: int
     attn_block: int
     scale: float = 0.0
+
+    @property
+    def tolerance(self) -> float:
+        return TOLERANCE * max(1.0, self.scale * self.head_dim**0.5)
 
     def __str__(self) -> str:
         block = "full" if self.attn_block == FULL else self.attn_block
@@ -110,17 +112,13 @@ def make_inputs(case: Case, seed: int = 0, dtype: type = np.float32) -> dict[str
     for cache in (k_cache, v_cache):
         cache[:, :, case.start : case.start + case.q_len] = np.nan
         cache[:, :, case.cache_len :] = np.nan
-    integers = {
-        name: np.array([getattr(case, name)], np.int64) for name in ("start", "cache_len", "attn_block")
-    }
+    integers = {name: np.array([getattr(case, name)], np.int64) for name in ("start", "cache_len", "attn_block")}
     return dict(q=q, k=k, v=v, k_cache=k_cache, v_cache=v_cache, **integers)
 
 
 def expected_of(case: Case, inputs: dict[str, np.ndarray]) -> np.ndarray:
     tensors = (inputs[name] for name in ("q", "k", "v", "k_cache", "v_cache"))
-    return reference.prefix_block_attention(
-        *tensors, case.start, case.cache_len, case.attn_block, scale=case.scale
-    )
+    return reference.prefix_block_attention(*tensors, case.start, case.cache_len, case.attn_block, scale=case.scale)
 
 
 def build_model(element_type: int = TensorProto.FLOAT, scale: float = 0.0) -> onnx.ModelProto:
@@ -135,13 +133,9 @@ def build_model(element_type: int = TensorProto.FLOAT, scale: float = 0.0) -> on
     inputs = [helper.make_tensor_value_info(n, element_type, [1, *shape]) for n, shape in shapes.items()]
     inputs += [helper.make_tensor_value_info(n, TensorProto.INT64, [1]) for n in function.INPUTS[5:]]
     output = helper.make_tensor_value_info("out", element_type, [1, "q_len", "width"])
-    graph = helper.make_graph(
-        [function.node(function.INPUTS, "out", scale=scale)], "attention", inputs, [output]
-    )
+    graph = helper.make_graph([function.node(function.INPUTS, "out", scale=scale)], "attention", inputs, [output])
     opsets = [helper.make_opsetid("", 24), helper.make_opsetid(kernels.DOMAIN, kernels.OPERATOR_VERSION)]
-    return helper.make_model(
-        graph, opset_imports=opsets, ir_version=11, functions=[function.function_proto()]
-    )
+    return helper.make_model(graph, opset_imports=opsets, ir_version=11, functions=[function.function_proto()])
 
 
 def session(*, native: bool, threads: int = 2, profile: str = "", model: onnx.ModelProto | None = None):
@@ -184,21 +178,21 @@ def test_native_matches_reference(case, simd, native_sessions, force_simd):
     force_simd(simd)
     inputs = make_inputs(case)
     (actual,) = native_sessions[case.scale, 2].run(None, inputs)
-    np.testing.assert_allclose(actual, expected_of(case, inputs), rtol=0, atol=NATIVE_TOLERANCE)
+    np.testing.assert_allclose(actual, expected_of(case, inputs), rtol=0, atol=case.tolerance)
 
 
 @all_cases
 def test_function_matches_reference(case, function_sessions):
     inputs = make_inputs(case)
     (actual,) = function_sessions[case.scale].run(None, inputs)
-    np.testing.assert_allclose(actual, expected_of(case, inputs), rtol=0, atol=FUNCTION_TOLERANCE)
+    np.testing.assert_allclose(actual, expected_of(case, inputs), rtol=0, atol=case.tolerance)
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_function_matches_reference_in_the_onnx_evaluator(case):
     inputs = make_inputs(case)
     (actual,) = ReferenceEvaluator(build_model(scale=case.scale)).run(None, inputs)
-    np.testing.assert_allclose(actual, expected_of(case, inputs), rtol=0, atol=FUNCTION_TOLERANCE)
+    np.testing.assert_allclose(actual, expected_of(case, inputs), rtol=0, atol=case.tolerance)
 
 
 @pytest.mark.parametrize("case", [case for case in SMALL if case.head_dim == 128], ids=str)
@@ -232,7 +226,7 @@ def test_native_writes_every_element(case, native_sessions):
     value = ort.OrtValue.ortvalue_from_numpy(out)
     binding.bind_ortvalue_output("out", value)
     tested.run_with_iobinding(binding)
-    np.testing.assert_allclose(value.numpy(), expected_of(case, inputs), rtol=0, atol=NATIVE_TOLERANCE)
+    np.testing.assert_allclose(value.numpy(), expected_of(case, inputs), rtol=0, atol=case.tolerance)
 
 
 def test_unread_memory_has_no_influence(native_sessions, function_sessions):
@@ -274,7 +268,6 @@ def test_large_scores_do_not_overflow(simd, native_sessions, force_simd):
     inputs = make_inputs(case)
     inputs["q"] *= 1e4
     (actual,) = native_sessions[0.0, 2].run(None, inputs)
-    # Scores of up to 4e4 carry float32 rounding of about 4e-3, which the softmax passes on to the weights.
     np.testing.assert_allclose(actual, expected_of(case, inputs), rtol=0, atol=LARGE_SCORE_TOLERANCE)
 
 
@@ -287,9 +280,7 @@ def test_profile_shows_the_native_node_and_standard_operators_without_it(tmp_pat
         tested.run(None, inputs)
         with open(tested.end_profiling(), encoding="utf-8") as file:
             events = json.load(file)
-        executed[native] = [
-            event["args"]["op_name"] for event in events if "op_name" in event.get("args", {})
-        ]
+        executed[native] = [event["args"]["op_name"] for event in events if "op_name" in event.get("args", {})]
     assert executed[True] == [function.OPERATOR]
     assert function.OPERATOR not in executed[False]
     assert "Softmax" in executed[False]
@@ -349,42 +340,3 @@ def test_function_passes_the_checker():
     onnx.checker.check_model(model, full_check=True)
     assert [f.overload for f in model.functions] == [function.OVERLOAD]
     assert {node.domain for node in model.functions[0].node} == {""}
-
-
-def test_importing_the_package_imports_neither_onnx_nor_onnxruntime():
-    code = (
-        "import sys, dlm_edge.kernels, dlm_edge.kernels.prefix_block_attention.reference;"
-        "print(sorted({'onnx', 'onnxruntime', 'torch'} & set(sys.modules)))"
-    )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert printed.stdout.strip() == "[]"
-
-
-def test_without_a_library_register_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
-    assert kernels.library_path() is None
-    assert kernels.register(ort.SessionOptions()) is False
-    assert kernels.simd() is None
-
-
-def test_a_library_that_cannot_be_loaded_is_an_error(monkeypatch, tmp_path):
-    (tmp_path / library.FILE_NAME).write_bytes(b"not a library")
-    monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
-    with pytest.raises(EnvironmentProblem, match="cannot be loaded") as raised:
-        kernels.register(ort.SessionOptions())
-    assert raised.value.code == "E-NATIVE"
-
-
-@needs_library
-def test_a_library_of_another_version_is_an_error(monkeypatch):
-    monkeypatch.setattr(library, "OPERATOR_VERSION", 2)
-    library._load.cache_clear()
-    with pytest.raises(EnvironmentProblem, match="operator version 1, this package needs 2"):
-        kernels.register(ort.SessionOptions())
-
-
-@needs_library
-def test_an_unknown_simd_variant_is_refused():
-    before = kernels.simd()
-    assert kernels.set_simd("sse9") is False
-    assert kernels.simd() == before

@@ -1,8 +1,10 @@
 """Real tiny bundles in ONNX Runtime: the plain torch loop token for token, caches in place, errors with codes."""
 
+import dataclasses
 import shutil
 import threading
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from dlm_edge.runtime import Engine
 from dlm_edge.runtime.ort_step_model import CAPACITY_STEP, OrtStepModel
 from dlm_edge.runtime.session import open_session
 from dlm_edge.runtime.step_model import FULL_ATTENTION, Terminated
-from tests.tiny import EOS_ID, FAMILY_NAMES
+from tests.tiny import FAMILY_NAMES
 
 BLOCK = 8
 # An empty prompt is left out here: a canvas of masks alone has the same confidence at every position, so the
@@ -69,7 +71,6 @@ def test_refresh_at_every_step_is_no_cache(engines, family, cache):
         expected = engines[family].generate(prompt_of(length), max_new_tokens=21, cache="none")
         again = engines[family].generate(prompt_of(length), max_new_tokens=21, cache=cache, refresh_every=1)
         assert again.token_ids == expected.token_ids
-        assert engines[family].generate(prompt_of(length), max_new_tokens=21, cache=cache).new_tokens <= 21
 
 
 def test_windows_attend_to_the_cache(step_model):
@@ -156,19 +157,17 @@ def test_threads_on_one_session_equal_serial_runs(engines):
     assert [found[n] for n in range(16)] == serial
 
 
-def test_stop_id_cuts_the_text(engines):
-    """Some prompt among these meets the stop id by itself; its text ends there."""
-    engine, met = engines["llada"], 0
-    for first in range(60):
-        whole = engine.generate([first, 5, 9], max_new_tokens=24, cache="none", stop_at_eos=False).token_ids
-        result = engine.generate([first, 5, 9], max_new_tokens=24, cache="none")
-        if EOS_ID in whole:
-            met += 1
-            assert result.stop_reason == "eos"
-            assert result.token_ids == whole[: whole.index(EOS_ID)]
-        else:
-            assert result.stop_reason == "length" and result.token_ids == whole
-    assert met
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_stop_id_cuts_the_text(engines, family):
+    """A token that this prompt is known to produce becomes the stop id of a second engine on the same model."""
+    parts = engines[family].parts
+    whole = engines[family].generate([4, 5, 9], max_new_tokens=40, cache="none").token_ids
+    stop = whole[25]
+    conventions = msgspec.structs.replace(parts.spec.conventions, stop_ids=(stop,))
+    spec = msgspec.structs.replace(parts.spec, conventions=conventions)
+    with Engine(dataclasses.replace(parts, spec=spec)) as engine:
+        result = engine.generate([4, 5, 9], max_new_tokens=40, cache="none")
+    assert result.stop_reason == "eos" and result.token_ids == whole[: whole.index(stop)]
 
 
 def damage(folder, name, change):
@@ -181,9 +180,9 @@ def damage(folder, name, change):
     [
         (lambda data: data[: len(data) // 2] + bytes(len(data) - len(data) // 2), "E-ONNX"),
         (lambda data: bytes(len(data)), "E-ONNX"),
-        (lambda data: data.replace(b"PrefixBlockAttention", b"PrefixBlockBttention"), None),
+        (lambda data: data.replace(b"RotaryEmbedding", b"RotaryEmbeddinh"), "E-OP"),
         (lambda data: data[:-1], "E-MANIFEST"),
-        (lambda data: data.replace(b"cache_len", b"cache_lem"), None),
+        (lambda data: data.replace(b"cache_len", b"cache_lem"), "E-MANIFEST"),
     ],
     ids=["half", "zeros", "operator", "short", "input"],
 )
@@ -192,4 +191,4 @@ def test_damaged_graphs_give_coded_errors(bundles, tmp_path, change, code):
     damage(folder, "model.onnx", change)
     with pytest.raises(DlmEdgeError) as error:
         Engine.open(folder)
-    assert error.value.code == code or (code is None and error.value.code in ("E-OP", "E-ONNX", "E-MANIFEST"))
+    assert error.value.code == code

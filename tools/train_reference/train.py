@@ -111,7 +111,12 @@ class Objective:
     def find_loss(self, tokens: int) -> Tensor:
         """Single stream: only the questions are hidden, and they are the last one or two blocks."""
         n_rows = max(2, tokens // (2 * self.n_records + 20))
-        at_home = max(0.0, 0.6 - 0.12 * (self.n_records / 8 - 1 if self.n_records < 16 else torch.tensor(self.n_records / 8).log2().item()))
+        at_home = max(
+            0.0,
+            0.6
+            - 0.12
+            * (self.n_records / 8 - 1 if self.n_records < 16 else torch.tensor(self.n_records / 8).log2().item()),
+        )
         rows, overridden = self.maker.find(n_rows, self.n_records, at_home)
         length = rows.ids.shape[1]
         if self.full:
@@ -184,7 +189,7 @@ def run(rank: int, args: argparse.Namespace, rendezvous: str) -> None:
         step, spent, objective.n_records = state["step"], state["minutes"], state["n_records"]
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-    started, seen, averages = time.time(), 0, dict[str, float]()
+    started, averages = time.time(), dict[str, float]()
     while True:
         minutes = torch.tensor([spent + (time.time() - started) / 60])
         if args.procs > 1:
@@ -217,7 +222,9 @@ def run(rank: int, args: argparse.Namespace, rendezvous: str) -> None:
             save(out, model, optimizers, step, minutes.item(), objective.n_records)
     if rank == 0:
         save(out, model, optimizers, step, minutes.item(), objective.n_records)
-        print(f"done: {step} steps, {minutes.item():.1f} minutes, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M")
+        print(
+            f"done: {step} steps, {minutes.item():.1f} minutes, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M"
+        )
 
 
 def initialise(model: DiffusionTransformer) -> None:
@@ -250,7 +257,12 @@ def save(out: Path, model: DiffusionTransformer, optimizers, step: int, minutes:
     if model.spec.tied_head:
         tensors.pop("head.weight")
     save_file(tensors, out / "weights.safetensors")
-    state = {"step": step, "minutes": minutes, "n_records": n_records, "optimizers": [o.state_dict() for o in optimizers]}
+    state = {
+        "step": step,
+        "minutes": minutes,
+        "n_records": n_records,
+        "optimizers": [o.state_dict() for o in optimizers],
+    }
     torch.save(state, out / "state.pt")
 
 

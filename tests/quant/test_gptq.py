@@ -1,0 +1,143 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from dlm_edge.quant import gptq, rtn
+from dlm_edge.quant.gptq import GptqConfig
+from dlm_edge.quant.hessian import output_error
+from dlm_edge.quantized import unpack
+
+ORDERS = ["act", "gar", "natural"]
+BITS = [2, 3, 4, 8]
+
+
+def random_weight(rows: int = 24, columns: int = 192) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((rows, columns)).astype(np.float32)
+
+
+def correlated_hessian(columns: int = 192, seed: int = 0) -> torch.Tensor:
+    """Second moment of inputs that live mostly in a few directions, with channels of very different size."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((4 * columns, columns // 8)) @ rng.standard_normal((columns // 8, columns))
+    x = (x + 0.3 * rng.standard_normal(x.shape)) * np.exp(rng.standard_normal(columns))
+    return torch.from_numpy(x.T @ x / len(x))
+
+
+def run(weight: np.ndarray, hessian: torch.Tensor, **settings) -> gptq.GptqResult:
+    return gptq.quantize("w", weight, GptqConfig(group_size=32, **settings), hessian)
+
+
+def error(weight: np.ndarray, tensor, hessian: torch.Tensor) -> float:
+    return output_error(hessian, torch.from_numpy(weight), torch.from_numpy(gptq.dequantize(tensor)))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("order", ORDERS)
+def test_without_correlations_it_is_rounding_to_nearest(bits, order):
+    """The inverse of a diagonal Hessian is diagonal: nothing can be made up by another column. Scales are searched
+    unweighted, or the two would choose different ones."""
+    weight = random_weight()
+    diagonal = torch.diag(torch.rand(192, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1)
+    result = run(weight, diagonal, bits=bits, order=order, weighted_search=False)
+    expected = rtn.quantize("w", weight, rtn.RtnConfig(bits=bits, group_size=32))
+    assert result.tensor is not None
+    assert (result.tensor.scales == expected.scales).all()
+    assert (unpack(result.tensor) == unpack(expected)).all()
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("order", ORDERS)
+def test_with_correlations_it_loses_less_than_rounding(bits, order):
+    weight, hessian = random_weight(), correlated_hessian()
+    tensor = run(weight, hessian, bits=bits, order=order).tensor
+    nearest = rtn.quantize("w", weight, rtn.RtnConfig(bits=bits, group_size=32))
+    assert error(weight, tensor, hessian) < 0.7 * error(weight, nearest, hessian)
+
+
+def test_it_comes_close_to_the_best_of_all_roundings():
+    """Every rounding of a row of four weights (in a group filled with zeros) on the same scale, tried out."""
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        weight = np.zeros((1, 16), np.float32)
+        weight[0, :4] = rng.standard_normal(4)
+        hessian = torch.eye(16, dtype=torch.float64) * 1e-9
+        x = rng.standard_normal((32, 2)) @ rng.standard_normal((2, 4)) + 0.2 * rng.standard_normal((32, 4))
+        hessian[:4, :4] += torch.from_numpy(x.T @ x)
+        config = GptqConfig(bits=3, group_size=16, order="act", damping=1e-4)
+        tensor = gptq.quantize("w", weight, config, hessian).tensor
+        assert tensor is not None
+        scale, best = float(tensor.scales[0, 0]), np.inf
+        for codes in itertools.product(range(-4, 4), repeat=4):
+            difference = torch.from_numpy(weight[0, :4] - scale * np.array(codes, np.float32)).double()
+            best = min(best, float(difference @ hessian[:4, :4] @ difference))
+        found = torch.from_numpy(weight - gptq.dequantize(tensor)).double()[0]
+        reached = float(found @ hessian @ found)
+        assert best * 0.999 <= reached
+        nearest = np.clip(np.rint(weight / scale), -4, 3) * scale
+        rounded = torch.from_numpy((weight - nearest).astype(np.float64))[0]
+        assert reached <= float(rounded @ hessian @ rounded) * 1.001
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_order_leaves_no_permutation_behind(order):
+    """Inputs and weights shuffled inside their groups and by groups give the same codes, shuffled alike."""
+    weight, hessian = random_weight(), correlated_hessian()
+    rng = np.random.default_rng(1)
+    shuffle = np.concatenate([g * 32 + rng.permutation(32) for g in rng.permutation(6)])
+    straight = run(weight, hessian, order=order).tensor
+    shuffled = run(np.ascontiguousarray(weight[:, shuffle]), hessian[shuffle][:, shuffle], order=order).tensor
+    values, expected = gptq.dequantize(shuffled), gptq.dequantize(straight)[:, shuffle]
+    if order == "natural":  # the control: here the order of the columns does matter
+        assert not np.allclose(values, expected, atol=1e-3)
+    else:  # 1e-2: a rounding of the sums may turn a code that lies on the border, and those after it
+        assert np.isclose(values, expected, atol=1e-4).mean() > 0.99
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_dead_inputs_get_code_zero_and_a_note(order):
+    weight, hessian = random_weight(), correlated_hessian()
+    dead = [0, 40, 41, 191]
+    hessian[dead] = 0
+    hessian[:, dead] = 0
+    result = run(weight, hessian, order=order)
+    assert (gptq.dequantize(result.tensor)[:, dead] == 0).all()
+    assert result.notes == ["4 of 192 inputs were always zero on the calibration states"]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_groups_of_zeros_stay_exactly_zero(order):
+    weight = random_weight()
+    weight[:, 64:96] = 0
+    weight[5] = 0
+    values = gptq.dequantize(run(weight, correlated_hessian(), order=order).tensor)
+    assert (values[:, 64:96] == 0).all() and (values[5] == 0).all()
+
+
+def test_raised_damping_is_noted():
+    x = torch.randn(8, 192, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    result = run(random_weight(), x.T @ x, damping=0.0)
+    assert result.tensor is not None and result.notes == ["damping raised from 0 to 0.01"]
+
+
+def test_an_indefinite_hessian_gives_no_tensor_and_the_reason():
+    hessian = correlated_hessian()
+    hessian[3, 3] = -1e6
+    result = run(random_weight(), hessian)
+    assert result.tensor is None
+    assert result.notes == ["the Hessian is not positive definite at any damping"]
+
+
+@pytest.mark.parametrize("group_size", [16, 64, 256])
+@pytest.mark.parametrize("order", ORDERS)
+def test_blocks_of_columns_do_not_change_the_result(monkeypatch, group_size, order):
+    """Corrections applied at once and block by block are the same, also for groups larger than a block."""
+    weight, hessian = random_weight(columns=256), correlated_hessian(256)
+    config = GptqConfig(group_size=group_size, order=order)
+    results = []
+    for columns in (256, 128, 48):
+        monkeypatch.setattr(gptq, "BLOCK_COLUMNS", columns)
+        tensor = gptq.quantize("w", weight, config, hessian).tensor
+        results.append(error(weight, tensor, hessian))
+    assert results[1:] == pytest.approx([results[0]] * 2, rel=0.03)  # a code on the border may turn
