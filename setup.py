@@ -33,7 +33,9 @@ if X86:
     SOURCES["attention_avx512.cpp"] = [
         "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512",
     ]  # fmt: skip
-LINK_FLAGS = ["-shared", "-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL", "-s"]
+EXPORTS = ROOT / "kernels" / "csrc" / "exports.map"
+# Nothing but the named symbols leaves the library, not even the C++ library that is linked into it.
+LINK_FLAGS = ["-shared", "-static-libstdc++", "-static-libgcc", f"-Wl,--version-script={EXPORTS}", "-s"]
 if sys.platform == "darwin":
     LINK_FLAGS = ["-shared"]
 

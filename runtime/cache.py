@@ -107,7 +107,7 @@ class BlockCache:
         """A pass over clean blocks, which leaves their K/V in the cache."""
         wanted = np.array([end]) if self.model.shift and predict_next else NO_ROWS
         logits = self.model.run(start, end, start, wanted)
-        self.carried = logits[0] if wanted.size else None
+        self.carried = logits[0].copy() if wanted.size else None
 
 
 class ApproximateCache:

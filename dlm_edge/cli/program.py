@@ -64,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in arguments
     try:
-        program.main(args=arguments, prog_name="dlm-edge", standalone_mode=False)
+        code = program.main(args=arguments, prog_name="dlm-edge", standalone_mode=False)
         sys.stdout.flush()
-        return 0
+        return code if isinstance(code, int) else 0  # click returns the code of context.exit here
     except DlmEdgeError as error:
         return report(error, as_json)
     except click.ClickException as error:
@@ -77,8 +77,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as in `dlm-edge ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except click.exceptions.Exit as leaving:
-        return leaving.exit_code
     except ImportError as error:
         if error.name and error.name.split(".")[0] in EXTRAS:
             return report(missing(error.name), as_json)

@@ -37,6 +37,7 @@ class ToyModel:
         self.seed, self.vocab, self.forbid, self.sharpness = seed, vocab, list(forbid), sharpness
         self.stopped = False
         self.runs = []
+        self.given = np.empty((0, vocab), np.float32)
         self.before_run = lambda index: None
         self.reset(0)
 
@@ -68,7 +69,10 @@ class ToyModel:
             with np.errstate(over="ignore"):
                 seen = np.where(visible, layer[keys], U(0)).sum(axis=1, dtype=U)
             hidden = pair(seen, hidden)
-        return self.logits(hidden[np.asarray(logit_rows, np.int64)], positions[np.asarray(logit_rows, np.int64)])
+        self.given[:] = np.nan  # an array is valid until the next run only
+        rows = np.asarray(logit_rows, np.int64)
+        self.given = self.logits(hidden[rows], positions[rows])
+        return self.given
 
     def logits(self, hidden, positions):
         table = pair(hidden[:, None], np.arange(self.vocab)[None, :]) >> U(11)

@@ -1,0 +1,40 @@
+"""What an installation consists of, and that no part pulls in what it must not."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def settings():
+    tomllib = pytest.importorskip("tomllib", reason="in the standard library from Python 3.11 on")
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_every_folder_is_listed():
+    setuptools = settings()["tool"]["setuptools"]
+    found = set()
+    for package, folder in setuptools["package-dir"].items():
+        for init in (ROOT / folder).rglob("__init__.py"):
+            found.add(".".join([package, *init.parent.relative_to(ROOT / folder).parts]))
+    assert found == set(setuptools["packages"]), "list the new folder in [tool.setuptools] packages"
+
+
+def test_onnxruntime_is_named_by_exclusive_extras_only():
+    project = settings()["project"]
+    assert not any("onnxruntime" in d for d in project["dependencies"])
+    naming = {n for n, ds in project["optional-dependencies"].items() if any(d.startswith("onnxruntime") for d in ds)}
+    assert naming == {"cpu", "cuda"}
+
+
+def test_the_command_line_is_the_same_from_python():
+    import dlm_edge
+
+    assert dlm_edge.Engine and dlm_edge.quantize and dlm_edge.evaluate and callable(dlm_edge.export)
+    with pytest.raises(AttributeError):
+        dlm_edge.exprot  # noqa: B018
+    assert "dlm_edge.runtime" in sys.modules
