@@ -33,7 +33,7 @@ class GptqConfig:
     bits: int = 4
     group_size: int = 64
     damping: float = 0.01
-    order: Literal["act", "gar", "natural"] = "gar"
+    order: Literal["act", "gar", "natural"] = "act"
     search: Search | None = Search()
     weighted_search: bool = True  # judge scales by diag(H)-weighted errors
 

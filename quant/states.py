@@ -13,7 +13,7 @@ Shares of hidden tokens are stratified over (0, 1]; the number hidden is exact, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -39,9 +39,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """ids and weights [rows, seq]; positions [seq] repeat where a noisy copy follows its clean row."""
+    """ids, originals (what the masks hide) and weights [rows, seq]; positions [seq] repeat where a noisy copy follows
+    its clean row."""
 
     ids: Tensor
+    originals: Tensor
     positions: Tensor
     weights: Tensor
     attend: Attend
@@ -70,7 +72,7 @@ def make_states(rows: Sequence[Row], conventions: Conventions, config: StateConf
     batches = list(_batches(rows, conventions, config, torch.Generator().manual_seed(seed)))
     counted = sum(int((b.weights > 0).sum()) for b in batches)
     total = sum(float(b.weights.sum()) for b in batches)
-    return [Batch(b.ids, b.positions, b.weights * (counted / total), b.attend) for b in batches]
+    return [replace(b, weights=b.weights * (counted / total)) for b in batches]
 
 
 def _batches(
@@ -92,7 +94,7 @@ def _batches(
 def _clean(rows: list[Row], conventions: Conventions, config: StateConfig, generator: torch.Generator) -> Batch:
     ids, _, content = _tensors(rows)
     positions = torch.arange(ids.shape[1])
-    return Batch(ids, positions, content.float(), pattern(conventions, positions))
+    return Batch(ids, ids, positions, content.float(), pattern(conventions, positions))
 
 
 def _full(rows: list[Row], conventions: Conventions, config: StateConfig, generator: torch.Generator) -> Batch:
@@ -102,7 +104,7 @@ def _full(rows: list[Row], conventions: Conventions, config: StateConfig, genera
     hidden = hide(may_hide, strata(len(rows), generator), generator)
     weights = token_weights(hidden, content, conventions, config.visible)
     noisy = torch.where(hidden, conventions.mask_id, ids)
-    return Batch(noisy, torch.arange(ids.shape[1]), weights, dense_attention(None))
+    return Batch(noisy, ids, torch.arange(ids.shape[1]), weights, dense_attention(None))
 
 
 def _two_streams(rows: list[Row], conventions: Conventions, config: StateConfig, generator: torch.Generator) -> Batch:
@@ -115,7 +117,8 @@ def _two_streams(rows: list[Row], conventions: Conventions, config: StateConfig,
     in_use = hidden.unflatten(1, (-1, block)).any(-1).repeat_interleave(block, 1)
     weights = torch.cat([content * config.clean, noisy_weights * in_use], 1)
     positions = torch.cat([torch.arange(length), torch.arange(start, length)])
-    return Batch(torch.cat([ids, noisy], 1), positions, weights, dense_attention(two_stream_mask(length, start, block)))
+    attend = dense_attention(two_stream_mask(length, start, block))
+    return Batch(torch.cat([ids, noisy], 1), torch.cat([ids, ids[:, start:]], 1), positions, weights, attend)
 
 
 def two_stream_mask(length: int, start: int, block: int) -> Tensor:

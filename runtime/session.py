@@ -54,7 +54,8 @@ def open_session(graph: Path, *, device: str = "auto", threads: int | None = Non
         options.add_session_config_entry(f"session.{pool}.allow_spinning", "0")
     from dlm_edge import kernels
 
-    native = kernels.register(options)
+    # The native operator computes in float32; bundles for other targets carry float16 and run on the function body.
+    native = target == "cpu" and chosen == "cpu" and kernels.register(options)
     providers = [PROVIDERS[chosen]] + ([PROVIDERS["cpu"]] if chosen != "cpu" else [])
     with load_errors(graph):
         session = ort.InferenceSession(

@@ -63,7 +63,7 @@ def command(bundle: str, as_json: bool, json_lines: bool, **options: Any) -> Non
             result = show(job, as_json=as_json, json_lines=json_lines)
     if result.stop_reason == "cancelled":
         if as_json:  # its one object is printed, an error would be a second one
-            raise SystemExit(Stopped.exit_code)
+            click.get_current_context().exit(Stopped.exit_code)
         raise Stopped("E-STOPPED", "stopped", "the text above is what was finished")
 
 

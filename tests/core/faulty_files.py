@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,15 +16,24 @@ class Killed(BaseException):
 
 
 class FaultyCalls(FileCalls):
-    """Counts every call; number `fail_at` (from 1) raises. `kill`: it and all later ones raise Killed."""
+    """Counts calls, all or those whose name is in `only`; number `fail_at` (from 1) raises. `kill`: it and every later
+    call raise Killed. Nothing is really synced: a test process does not lose its page cache."""
 
-    def __init__(self, fail_at: int | None = None, *, kill: bool = False, error: int = errno.ENOSPC) -> None:
-        self.fail_at, self.kill, self.error, self.count = fail_at, kill, error, 0
-        self.dead = False
+    def __init__(
+        self,
+        fail_at: int | None = None,
+        *,
+        kill: bool = False,
+        error: int = errno.ENOSPC,
+        only: Collection[str] | None = None,
+    ) -> None:
+        self.fail_at, self.kill, self.error, self.only = fail_at, kill, error, only
+        self.count, self.dead = 0, False
 
-    def step(self, before: Callable[[], Any] | None = None) -> None:
-        self.count += 1
-        if self.dead or self.count == self.fail_at:
+    def step(self, name: str, before: Callable[[], Any] | None = None) -> None:
+        counted = self.only is None or name in self.only
+        self.count += counted
+        if self.dead or (counted and self.count == self.fail_at):
             if before is not None and not self.dead:
                 before()
             if self.kill:
@@ -33,7 +42,7 @@ class FaultyCalls(FileCalls):
             raise OSError(self.error, os.strerror(self.error))
 
     def open(self, path: Path, mode: str) -> BinaryIO:
-        self.step()
+        self.step("open")
         return super().open(path, mode)
 
     def write(self, file: BinaryIO, data: bytes | memoryview) -> int:
@@ -41,25 +50,24 @@ class FaultyCalls(FileCalls):
             file.write(data[: len(data) // 2])
             file.flush()
 
-        self.step(tear)
+        self.step("write", tear)
         return super().write(file, data)
 
     def fsync(self, descriptor: int) -> None:
-        self.step()
-        super().fsync(descriptor)
+        self.step("fsync")
 
     def replace(self, source: Path, target: Path) -> None:
-        self.step()
+        self.step("replace")
         super().replace(source, target)
 
     def mkdir(self, path: Path) -> None:
-        self.step()
+        self.step("mkdir")
         super().mkdir(path)
 
     def unlink(self, path: Path) -> None:
-        self.step()
+        self.step("unlink")
         super().unlink(path)
 
     def rmtree(self, path: Path) -> None:
-        self.step(lambda: next((p.unlink() for p in sorted(path.iterdir()) if p.is_file()), None))
+        self.step("rmtree", lambda: next((p.unlink() for p in sorted(path.iterdir()) if p.is_file()), None))
         super().rmtree(path)

@@ -49,7 +49,7 @@ def test_every_family_becomes_a_checkpoint_that_opens(tmp_path, text, family, me
         is_linear = role.startswith("layers.") and role.split(".")[2] in LINEARS and role.endswith("weight")
         if is_linear:
             assert after.dtype(role) == "int4"
-            assert np.abs(after.load(role) - before.load(role)).mean() < 0.1 * np.abs(before.load(role)).mean()
+            assert np.abs(after.load(role) - before.load(role)).mean() < 0.2 * np.abs(before.load(role)).mean()
         else:
             assert after.dtype(role) == before.dtype(role)
             assert (after.load(role) == before.load(role)).all()

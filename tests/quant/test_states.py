@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from dlm_edge.errors import UsageProblem
 from dlm_edge.models import load_model
-from dlm_edge.models.transformer import DiffusionTransformer
+from dlm_edge.models.transformer import DiffusionTransformer, dense_attention
 from dlm_edge.quant.states import Batch, Row, StateConfig, make_states, strata
 from tests.tiny import FAMILY_NAMES, MASK_ID, make_checkpoint
 
@@ -88,8 +90,6 @@ def test_a_noisy_block_is_computed_as_if_it_were_the_last_with_clean_blocks_befo
         with torch.no_grad():
             positions = torch.arange(end)
             mask = positions[None] < (positions[:, None] // BLOCK + 1) * BLOCK
-            from dlm_edge.models.transformer import dense_attention
-
             alone = model.run_layers(model.embed(single), positions, dense_attention(mask))
         torch.testing.assert_close(both[:, 40 + start : 40 + end], alone[:, start:], rtol=1e-4, atol=1e-4)
 
@@ -101,7 +101,7 @@ def test_clean_tokens_see_no_mask_and_changing_later_blocks_changes_nothing(mode
     changed = batch.ids.clone()
     changed[:, 24:40] = 7  # clean tokens of blocks 3 and 4
     changed[:, 40 + 24 :] = 9  # and their noisy copies
-    after = hidden_of(model, Batch(changed, batch.positions, batch.weights, batch.attend))
+    after = hidden_of(model, replace(batch, ids=changed))
     torch.testing.assert_close(after[:, :24], before[:, :24])
     torch.testing.assert_close(after[:, 40 : 40 + 24], before[:, 40 : 40 + 24])
     with torch.no_grad():
@@ -151,6 +151,16 @@ def test_clean_states_hide_nothing_and_use_the_pattern_of_the_family(models, fam
     with torch.no_grad():
         logits = model.head(model.final_norm(hidden_of(model, batch)))
         torch.testing.assert_close(logits, model(batch.ids))
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_the_originals_are_what_the_masks_hide(models, family):
+    texts = [*rows(5), *rows(3, n_prompt=18)]
+    for batch in states(models[family], texts):
+        assert ((batch.ids == batch.originals) | (batch.ids == MASK_ID)).all()
+        by_position = {tuple(column.tolist()) for column in batch.originals[:, : int(batch.positions.max()) + 1]}
+        assert by_position <= {row.ids for row in texts}
+        assert (batch.originals == batch.originals[:, batch.positions]).all()
 
 
 def test_the_seed_decides(models):

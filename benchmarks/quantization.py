@@ -1,0 +1,168 @@
+"""What quantization costs in quality: masked NLL of a checkpoint in full precision, rounded to nearest, and with GPTQ.
+
+    python benchmarks/quantization.py reference --json quantization.json
+
+Every row is a real output of `quantize`, opened again and run in torch on the same hidden tokens as its source:
+windows of held-out Python text and samples of the tasks. Differences are paired per window (per sample), in percent of
+the source's masked NLL, with their standard errors, and by the share of tokens hidden.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import platform
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from dlm_edge.checkpoint import open_checkpoint
+from dlm_edge.evaluation.masked_nll import BUCKETS, text_windows
+from dlm_edge.evaluation.tasks import SHORT_TASKS, make_samples
+from dlm_edge.models import load_model
+from dlm_edge.models.transformer import DiffusionTransformer
+from dlm_edge.quant import quantize
+from dlm_edge.quant.calibration import read_tokenizer
+from dlm_edge.quant.calibration_text import RowCutter, encode
+from dlm_edge.quant.states import Batch, Row, StateConfig, make_states
+
+EVALUATION_SEED = 20  # of tasks and of hidden tokens; calibration draws from others
+
+
+@dataclass(frozen=True, slots=True)
+class Nats:
+    """One entry per hidden token: its negative log-likelihood, the share of its block (or row) hidden, its window."""
+
+    nats: NDArray[np.float64]
+    share: NDArray[np.float64]
+    window: NDArray[np.int64]
+
+
+def evaluation_rows(tokenizer: Tokenizer, model: DiffusionTransformer, windows: int, samples: int) -> dict[str, list[Row]]:
+    cutter = RowCutter(model.spec)
+    ids, _ = text_windows(tokenizer, windows, cutter.window)
+    tasks = [s for name in SHORT_TASKS for s in make_samples(name, samples, EVALUATION_SEED)]
+    return {
+        "text": [Row(tuple(w), 0, cutter.window) for w in ids.tolist()],
+        "tasks": [r for s in tasks for r in cutter.whole(encode(tokenizer, s.prompt), encode(tokenizer, s.answer))],
+    }
+
+
+@torch.inference_mode()
+def hidden_token_nats(model: DiffusionTransformer, rows: list[Row]) -> Nats:
+    conventions = model.spec.conventions
+    parts, n_windows = [], 0
+    for batch in make_states(rows, conventions, StateConfig(), EVALUATION_SEED):
+        out = model.final_norm(model.run_layers(model.embed(batch.ids), batch.positions, batch.attend))
+        window, index = torch.nonzero(batch.ids != batch.originals, as_tuple=True)
+        source = predictor(batch, conventions.logit_shift, conventions.block_length)[index]
+        window, index, source = (t[source >= 0] for t in (window, index, source))
+        logits = model.head(out[window, source])[:, : model.spec.vocab_size]
+        logits[:, conventions.mask_id] = -math.inf
+        nats = torch.nn.functional.cross_entropy(logits, batch.originals[window, index], reduction="none")
+        parts.append((nats.double(), hidden_share(batch, conventions.block_length)[window, index], window + n_windows))
+        n_windows += len(batch.ids)
+    return Nats(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
+
+
+def predictor(batch: Batch, shift: int, block: int) -> Tensor:
+    """For every place in the row the place whose logits predict it; -1 for the first token of a shifted model."""
+    place = torch.arange(len(batch.positions))
+    if not shift:
+        return place
+    n_clean = int(batch.positions.max()) + 1
+    noisy_first = (place >= n_clean) & (batch.positions % block == 0)  # read from the clean copy of the block before
+    return torch.where(noisy_first, batch.positions, place) - 1
+
+
+def hidden_share(batch: Batch, block: int) -> Tensor:
+    """[rows, seq]: hidden tokens of the block's noisy copy (of the row, where there is no copy) in its length."""
+    hidden = (batch.ids != batch.originals).double()
+    n_clean = int(batch.positions.max()) + 1
+    if hidden.shape[1] == n_clean:
+        return hidden.mean(1, keepdim=True).expand_as(hidden)
+    noisy = hidden[:, n_clean:].unflatten(1, (-1, block)).mean(2).repeat_interleave(block, 1)
+    return torch.cat([torch.zeros_like(hidden[:, :n_clean]), noisy], 1)
+
+
+def compare(base: Nats, other: Nats) -> dict[str, Any]:
+    """Increase of the masked NLL in percent of the base's, its standard error over windows, and by bucket."""
+    difference, counts = other.nats - base.nats, np.bincount(base.window)
+    mean, scale = difference.mean(), 100 / base.nats.mean()
+    residual = np.bincount(base.window, difference) - counts * mean
+    error = residual.std(ddof=1) * math.sqrt(len(counts)) / counts.sum()
+    buckets = []
+    for low, high in BUCKETS:
+        inside = (base.share > low) & (base.share <= high)
+        buckets.append(100 * difference[inside].mean() / base.nats[inside].mean())
+    return {"increase": mean * scale, "standard_error": error * scale, "by_bucket": buckets}
+
+
+def settings(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    for bits, group_size, method in itertools.product(args.bits, args.group_sizes, args.methods):
+        for calibration in args.calibrations if method == "gptq" else ["forward"]:
+            yield {"method": method, "bits": bits, "group_size": group_size, "calibration": calibration}
+
+
+def show(row: dict[str, Any]) -> str:
+    label = f"{row['method']:5} {row['bits']} bits g{row['group_size']:<4}"
+    label += f"{row['calibration'] if row['method'] == 'gptq' else '':8}{row['bits_per_weight']:5.2f}"
+    for kind in ("text", "tasks"):
+        part = row[kind]
+        buckets = " ".join(f"{b:7.3f}" for b in part["by_bucket"])
+        label += f" | {part['increase']:8.3f} +- {part['standard_error']:.3f} %  {buckets}"
+    return f"{label}  {row['seconds']:5.0f} s"
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--bits", type=int, nargs="+", default=[8, 4, 3, 2])
+    parser.add_argument("--group-sizes", type=int, nargs="+", default=[32, 64, 128])
+    parser.add_argument("--methods", nargs="+", default=["rtn", "gptq"])
+    parser.add_argument("--calibrations", nargs="+", default=["forward", "clean"])
+    parser.add_argument("--windows", type=int, default=192, help="of held-out text")
+    parser.add_argument("--samples", type=int, default=100, help="of each task")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    model, source = load_model(args.checkpoint), open_checkpoint(args.checkpoint)
+    rows = evaluation_rows(read_tokenizer(source), model, args.windows, args.samples)
+    base = {kind: hidden_token_nats(model, r) for kind, r in rows.items()}
+    result: dict[str, Any] = {
+        "checkpoint": source.name,
+        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "masked_nll": {kind: float(b.nats.mean()) for kind, b in base.items()},
+        "hidden_tokens": {kind: len(b.nats) for kind, b in base.items()},
+        "rows": [],
+    }
+    print(f"masked NLL in nats: {result['masked_nll']}, hidden tokens {result['hidden_tokens']}")
+    print("increase in %, and by share hidden (0-25, 25-50, 50-75, 75-100 %): held-out text | tasks", flush=True)
+    for chosen in settings(args):
+        with tempfile.TemporaryDirectory() as folder:
+            report = quantize(args.checkpoint, Path(folder) / "out", **chosen)
+            quantized = load_model(Path(folder) / "out")
+        row = {**chosen, "bits_per_weight": report.bits_per_weight, "seconds": report.seconds}
+        row |= {kind: compare(base[kind], hidden_token_nats(quantized, r)) for kind, r in rows.items()}
+        result["rows"].append(row)
+        print(show(row), flush=True)
+        if args.json:
+            args.json.write_text(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
