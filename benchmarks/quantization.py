@@ -48,7 +48,9 @@ class Nats:
     window: NDArray[np.int64]
 
 
-def evaluation_rows(tokenizer: Tokenizer, model: DiffusionTransformer, windows: int, samples: int) -> dict[str, list[Row]]:
+def evaluation_rows(
+    tokenizer: Tokenizer, model: DiffusionTransformer, windows: int, samples: int
+) -> dict[str, list[Row]]:
     cutter = RowCutter(model.spec)
     ids, _ = text_windows(tokenizer, windows, cutter.window)
     tasks = [s for name in SHORT_TASKS for s in make_samples(name, samples, EVALUATION_SEED)]
@@ -91,7 +93,7 @@ def hidden_share(batch: Batch, block: int) -> Tensor:
     n_clean = int(batch.positions.max()) + 1
     if hidden.shape[1] == n_clean:
         return hidden.mean(1, keepdim=True).expand_as(hidden)
-    noisy = hidden[:, n_clean:].unflatten(1, (-1, block)).mean(2).repeat_interleave(block, 1)
+    noisy = hidden[:, n_clean:].reshape(len(hidden), -1, block).mean(2).repeat_interleave(block, 1)
     return torch.cat([torch.zeros_like(hidden[:, :n_clean]), noisy], 1)
 
 

@@ -85,8 +85,9 @@ def measure(packed: Path, bundle: Path, args: argparse.Namespace) -> dict[str, o
                 tokens = args.torch_tokens or args.new_tokens
                 for name, model in models.items():
                     started = time.perf_counter()
-                    plain_loop.generate(model, prompt, gen_len=tokens, stop_ids=())
-                    times[name].append((time.perf_counter() - started) / tokens)
+                    decoded = plain_loop.decode(model, prompt, plain_loop.PlainSettings(gen_len=tokens))
+                    committed = sum(len(step) for step in decoded.commits)
+                    times[name].append((time.perf_counter() - started) / committed)
             medians = {name: statistics.median(values) for name, values in times.items()}
             baseline = min(medians[name] for name in models)
             rows.append(

@@ -70,7 +70,7 @@ def dequantize(tensor: QuantizedTensor) -> NDArray[np.float32]:
 
 
 class LayerRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What was done to one weight; `name` is the checkpoint's own tensor name."""
+    """What was done to one weight; `name` is the checkpoint's own tensor name. No times: equal jobs write equal bytes."""
 
     name: str
     bits: int
@@ -78,7 +78,6 @@ class LayerRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     method: str
     error: float | None = None  # ||(W - W') X||^2 / ||W X||^2 on the calibration states
     rtn_error: float | None = None
-    seconds: float = 0.0
     notes: list[str] = []
 
 

@@ -39,9 +39,8 @@ class Calibration:
         return f"{self.data.source}, sha256 {self.data.sha256}"
 
     def summary(self) -> str:
-        passes = self.tokens and f"{self.tokens} weighted tokens"
         dropped = f", {self.data.duplicates} duplicates dropped" if self.data.duplicates else ""
-        return f"{self.config.mode}, {self.data.source} data: {len(self.data.rows)} rows{dropped}, {passes}"
+        return f"{self.config.mode}, {self.data.source} data: {len(self.data.rows)} rows{dropped}, {self.tokens} weighted tokens"
 
 
 def load_calibration(source: Checkpoint, options: QuantizeOptions, n_tokens: int) -> Calibration:
@@ -59,7 +58,9 @@ def load_calibration(source: Checkpoint, options: QuantizeOptions, n_tokens: int
 def read_tokenizer(source: Checkpoint) -> Tokenizer:
     path = source.path / "tokenizer.json"
     if not path.is_file():
-        raise InputFileError("E-TOK", f"{source.path} holds no tokenizer.json", "calibration needs it; or use --method rtn")
+        raise InputFileError(
+            "E-TOK", f"{source.path} holds no tokenizer.json", "calibration needs it; or use --method rtn"
+        )
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises the bare class

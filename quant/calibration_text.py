@@ -25,7 +25,7 @@ TASK_SEED = 1_000_000_000  # evaluation seeds are small numbers
 MAX_FILE_BYTES = 64 << 20
 MAX_REPEATS = 8  # passes over the same rows with other masks, when there is little text
 
-# prompt and answer -> one text in the model's chat format, and the number of its characters that are prompt
+# messages -> text in the model's chat format, up to where the assistant answers
 Render = Callable[[list[dict[str, str]]], str]
 
 
@@ -117,9 +117,7 @@ def read_text(path: Path) -> str:
     return text
 
 
-def _json_rows(
-    line: str, where: str, tokenizer: Tokenizer, cutter: RowCutter, render: Render | None
-) -> Iterator[Row]:
+def _json_rows(line: str, where: str, tokenizer: Tokenizer, cutter: RowCutter, render: Render | None) -> Iterator[Row]:
     try:
         entry: Any = json.loads(line)
     except ValueError as error:

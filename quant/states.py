@@ -114,7 +114,7 @@ def _two_streams(rows: list[Row], conventions: Conventions, config: StateConfig,
     start = min(row.n_prompt for row in rows) // block * block
     noisy, hidden = hide_in_blocks(ids[:, start:], may_hide[:, start:], conventions, block, generator)
     noisy_weights = token_weights(hidden, content[:, start:], conventions, config.visible)
-    in_use = hidden.unflatten(1, (-1, block)).any(-1).repeat_interleave(block, 1)
+    in_use = hidden.view(len(rows), -1, block).any(-1).repeat_interleave(block, 1)
     weights = torch.cat([content * config.clean, noisy_weights * in_use], 1)
     positions = torch.cat([torch.arange(length), torch.arange(start, length)])
     attend = dense_attention(two_stream_mask(length, start, block))
@@ -135,7 +135,7 @@ def hide_in_blocks(
 ) -> tuple[Tensor, Tensor]:
     """Noisy ids and hidden positions, both [rows, seq]: one state for each block, seq a multiple of `block`."""
     sub = min(conventions.sub_block_length, block)
-    allowed = may_hide.unflatten(1, (-1, block))  # [rows, n_blocks, block]
+    allowed = may_hide.reshape(len(may_hide), -1, block)  # [rows, n_blocks, block]
     n_states = allowed.shape[0] * allowed.shape[1]
     active = ((strata(n_states, generator) * (block // sub)).ceil() - 1).view(*allowed.shape[:2], 1)
     place = torch.arange(block) // sub

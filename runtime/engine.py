@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from dlm_edge.bundle import Bundle, open_bundle
 from dlm_edge.errors import InputFileError, ResourceError, UsageProblem
@@ -154,7 +154,7 @@ class Engine:
             self._worker.check_usable()
         self._finalizer()
 
-    def __enter__(self) -> Engine:  # noqa: PYI034 - typing.Self needs Python 3.11
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def settings():
-    tomllib = pytest.importorskip("tomllib", reason="in the standard library from Python 3.11 on")
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 

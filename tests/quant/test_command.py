@@ -70,7 +70,9 @@ def test_with_json_an_error_is_an_object_too(capsys, source, tmp_path):
 
 
 def test_help_does_not_import_torch():
-    program = "import sys; from dlm_edge.cli import main; main(['quantize', '--help']); assert 'torch' not in sys.modules"
+    program = (
+        "import sys; from dlm_edge.cli import main; main(['quantize', '--help']); assert 'torch' not in sys.modules"
+    )
     root = Path(__file__).resolve().parents[2]
     found = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr

@@ -10,8 +10,8 @@ import dlm_edge.quant.job as job_module
 from dlm_edge.checkpoint import open_checkpoint
 from dlm_edge.errors import DlmEdgeError, JobError
 from dlm_edge.models import load_model
-from dlm_edge.quant import plan_only, quantize, rtn
 from dlm_edge.quant import plan as plan_module
+from dlm_edge.quant import plan_only, quantize, rtn
 from dlm_edge.quant.hessian import Hessian
 from dlm_edge.quantized import RECORD_NAME, QuantizationRecord, dequantize
 from tests.tiny import FAMILY_NAMES, make_checkpoint

@@ -204,7 +204,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(2))
 def test_killed_for_real_at_a_random_moment(source, text, by_command, tmp_path, number):
     expected, seconds = by_command
     out = tmp_path / "out"
@@ -220,13 +220,12 @@ def test_killed_for_real_at_a_random_moment(source, text, by_command, tmp_path, 
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_a_folder_to_resume_and_exits_with_130(source, text, by_command, tmp_path, number):
+def test_a_termination_signal_leaves_a_folder_to_resume_and_exits_with_130(source, text, by_command, tmp_path):
     expected, _ = by_command
     out = tmp_path / "out"
     process = subprocess.Popen(command(source, out, text), env=environment(), stderr=subprocess.PIPE, text=True)
     wait_for(out.with_name("out.partial") / "outer.safetensors", process)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     _, message = process.communicate(timeout=60)
     if process.returncode == 0:
         pytest.skip("the job was faster than the signal")

@@ -53,11 +53,16 @@ def test_the_relative_error_does_not_depend_on_the_size_of_the_weights(factor):
     weight = random_weight()
     config = rtn.RtnConfig(bits=4, group_size=32)
     values = rtn.dequantize(rtn.quantize("w", weight * np.float32(factor), config)) / np.float32(factor)
-    error, expected = np.abs(values - weight).mean(), np.abs(rtn.dequantize(rtn.quantize("w", weight, config)) - weight).mean()
+    error, expected = (
+        np.abs(values - weight).mean(),
+        np.abs(rtn.dequantize(rtn.quantize("w", weight, config)) - weight).mean(),
+    )
     assert error == pytest.approx(expected, rel=0.02)  # scales are rounded to float16, finer or coarser
 
 
 def test_a_layer_that_does_not_fit_is_named():
-    with pytest.raises(UsageProblem, match="model.x.weight: in_features 160 is not a multiple of group size 64") as caught:
+    with pytest.raises(
+        UsageProblem, match="model.x.weight: in_features 160 is not a multiple of group size 64"
+    ) as caught:
         rtn.quantize("model.x.weight", random_weight(), rtn.RtnConfig(group_size=64))
     assert caught.value.code == "E-QUANT" and "--skip 'model.x.weight'" in caught.value.hint

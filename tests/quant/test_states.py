@@ -131,7 +131,9 @@ def test_hidden_tokens_weigh_more_than_visible_ones_and_these_more_than_nothing(
     (batch,) = states(models["sdar"], rows(), visible=0.25, clean=0.5)
     masked, unit = batch.ids == MASK_ID, batch.weights[batch.ids == MASK_ID][0]
     assert (batch.weights[masked] == unit).all()
-    torch.testing.assert_close(batch.weights[:, 40:][~masked[:, 40:]] / unit, torch.full(((~masked[:, 40:]).sum(),), 0.25))
+    torch.testing.assert_close(
+        batch.weights[:, 40:][~masked[:, 40:]] / unit, torch.full(((~masked[:, 40:]).sum(),), 0.25)
+    )
     torch.testing.assert_close(batch.weights[:, :40] / unit, torch.full((24, 40), 0.5))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from dlm_edge.evaluation.tasks import NAMES, SHORT_TASKS, WORDS, Sample, copy_long, reverse_long
 
 EOS_ID, MASK_ID = 0, 1
+SHORT_WEIGHTS = {"copy": 1, "reverse": 2, "sort": 3, "shuffle": 1, "close": 2, "json": 3}  # how often each is drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,8 @@ class RowMaker:
 
     def short(self, n_rows: int, length: int = 64) -> Rows:
         def draw() -> Sample:
-            return self.rng.choice(list(SHORT_TASKS.values()))(self.rng)
+            (name,) = self.rng.choices(list(SHORT_WEIGHTS), list(SHORT_WEIGHTS.values()))
+            return SHORT_TASKS[name](self.rng)
 
         return self.questions(draw, n_rows, length)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import tempfile
 import time
@@ -61,15 +62,18 @@ class Objective:
         self.full = model.spec.conventions.attention == "full"
         self.block = maker.block
         self.patterns: dict[tuple[int, int], TwoStream] = {}
+        self.record_limit = 32 if self.full else 509
         self.n_records, self.accuracy = 8, 0.0
         self.hits = torch.zeros(2)  # right, asked: overridden records of the last step
 
     def losses(self, step: int) -> dict[str, Tensor]:
         maker, scale = self.maker, self.scale
+        learned = self.n_records == self.record_limit and self.accuracy > 0.9
+        # Once look-up works at full length, its share of the step goes to the short tasks.
         parts = {
             "text": lambda: self.loss(maker.text(5 * scale, 256)),
-            "short": lambda: self.loss(maker.short(20 * scale)),
-            "find": lambda: self.find_loss(2048 * scale),
+            "short": lambda: self.loss(maker.short((40 if learned else 20) * scale)),
+            "find": lambda: self.find_loss((1024 if learned else 2048) * scale),
         }
         if self.full:
             parts["find"] = lambda: self.find_loss(1024 * scale)
@@ -110,13 +114,9 @@ class Objective:
 
     def find_loss(self, tokens: int) -> Tensor:
         """Single stream: only the questions are hidden, and they are the last one or two blocks."""
-        n_rows = max(2, tokens // (2 * self.n_records + 20))
-        at_home = max(
-            0.0,
-            0.6
-            - 0.12
-            * (self.n_records / 8 - 1 if self.n_records < 16 else torch.tensor(self.n_records / 8).log2().item()),
-        )
+        n_rows = max(1, tokens // (2 * self.n_records + 20))
+        # 0.6 at 8 records, less with every doubling, none from 256 on: the stepping stone goes once it is not needed.
+        at_home = max(0.0, 0.6 - 0.12 * math.log2(self.n_records / 8))
         rows, overridden = self.maker.find(n_rows, self.n_records, at_home)
         length = rows.ids.shape[1]
         if self.full:
@@ -156,9 +156,8 @@ class Objective:
         """Twice the records once the look-up works on the present number; counted where memory cannot help."""
         if hits[1] > 0:
             self.accuracy = 0.95 * self.accuracy + 0.05 * (hits[0] / hits[1]).item()
-        limit = 32 if self.full else 509
-        if self.accuracy > 0.92 and self.n_records < limit:
-            self.n_records, self.accuracy = min(limit, self.n_records * 2), 0.5
+        if self.accuracy > 0.92 and self.n_records < self.record_limit:
+            self.n_records, self.accuracy = min(self.record_limit, self.n_records * 2), 0.5
 
 
 def run(rank: int, args: argparse.Namespace, rendezvous: str) -> None:
@@ -186,7 +185,8 @@ def run(rank: int, args: argparse.Namespace, rendezvous: str) -> None:
     if args.resume:
         model.load_state_dict(load_file(out / "weights.safetensors"), strict=False)
         state = torch.load(out / "state.pt", weights_only=True)
-        step, spent, objective.n_records = state["step"], state["minutes"], state["n_records"]
+        step, spent = state["step"], state["minutes"]
+        objective.n_records, objective.accuracy = state["n_records"], state["find_accuracy"]
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
     started, averages = time.time(), dict[str, float]()
@@ -219,9 +219,9 @@ def run(rank: int, args: argparse.Namespace, rendezvous: str) -> None:
             with (out / "train_log.jsonl").open("a") as log:
                 log.write(json.dumps(record) + "\n")
         if rank == 0 and (step % 200 == 0):
-            save(out, model, optimizers, step, minutes.item(), objective.n_records)
+            save(out, model, optimizers, step, minutes.item(), objective)
     if rank == 0:
-        save(out, model, optimizers, step, minutes.item(), objective.n_records)
+        save(out, model, optimizers, step, minutes.item(), objective)
         print(
             f"done: {step} steps, {minutes.item():.1f} minutes, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M"
         )
@@ -252,7 +252,7 @@ def all_reduce(parameters: list[torch.nn.Parameter], hits: Tensor, procs: int) -
     return flat[at:]
 
 
-def save(out: Path, model: DiffusionTransformer, optimizers, step: int, minutes: float, n_records: int) -> None:  # type: ignore[no-untyped-def]
+def save(out: Path, model: DiffusionTransformer, optimizers, step: int, minutes: float, objective: Objective) -> None:  # type: ignore[no-untyped-def]
     tensors = {n: p.detach().clone() for n, p in model.state_dict().items()}
     if model.spec.tied_head:
         tensors.pop("head.weight")
@@ -260,7 +260,8 @@ def save(out: Path, model: DiffusionTransformer, optimizers, step: int, minutes:
     state = {
         "step": step,
         "minutes": minutes,
-        "n_records": n_records,
+        "n_records": objective.n_records,
+        "find_accuracy": objective.accuracy,
         "optimizers": [o.state_dict() for o in optimizers],
     }
     torch.save(state, out / "state.pt")
