@@ -1,10 +1,12 @@
-"""What quantization costs in quality: masked NLL of a checkpoint in full precision, rounded to nearest, and with GPTQ.
+"""What quantization costs in quality: a checkpoint rounded to nearest and with GPTQ, against full precision.
 
     python benchmarks/quantization.py reference --json quantization.json
 
 Every row is a real output of `quantize`, opened again and run in torch on the same hidden tokens as its source:
-windows of held-out Python text and samples of the tasks. Differences are paired per window (per sample), in percent of
-the source's masked NLL, with their standard errors, and by the share of tokens hidden.
+windows of held-out Python text and samples of the tasks. Three measures, with standard errors over windows:
+masked NLL (increase in percent of the source's), KL divergence from the source's distribution (in 1e-3 nats, by the
+share of tokens hidden), and the share of hidden tokens whose most probable token changes. The increase of the NLL
+contains chance of either sign where the source is not at a minimum of its loss; the KL divergence does not.
 """
 
 from __future__ import annotations
@@ -40,10 +42,14 @@ EVALUATION_SEED = 20  # of tasks and of hidden tokens; calibration draws from ot
 
 
 @dataclass(frozen=True, slots=True)
-class Nats:
-    """One entry per hidden token: its negative log-likelihood, the share of its block (or row) hidden, its window."""
+class Scores:
+    """One entry per hidden token: the source's nats, the increase, the KL divergence, whether the most probable token
+    changed, the share of its block (or row) hidden, and its window."""
 
     nats: NDArray[np.float64]
+    increase: NDArray[np.float64]
+    divergence: NDArray[np.float64]
+    flipped: NDArray[np.float64]
     share: NDArray[np.float64]
     window: NDArray[np.int64]
 
@@ -61,20 +67,31 @@ def evaluation_rows(
 
 
 @torch.inference_mode()
-def hidden_token_nats(model: DiffusionTransformer, rows: list[Row]) -> Nats:
-    conventions = model.spec.conventions
+def score(base: DiffusionTransformer, other: DiffusionTransformer, rows: list[Row]) -> Scores:
+    conventions = base.spec.conventions
     parts, n_windows = [], 0
     for batch in make_states(rows, conventions, StateConfig(), EVALUATION_SEED):
-        out = model.final_norm(model.run_layers(model.embed(batch.ids), batch.positions, batch.attend))
         window, index = torch.nonzero(batch.ids != batch.originals, as_tuple=True)
         source = predictor(batch, conventions.logit_shift, conventions.block_length)[index]
         window, index, source = (t[source >= 0] for t in (window, index, source))
-        logits = model.head(out[window, source])[:, : model.spec.vocab_size]
-        logits[:, conventions.mask_id] = -math.inf
-        nats = torch.nn.functional.cross_entropy(logits, batch.originals[window, index], reduction="none")
-        parts.append((nats.double(), hidden_share(batch, conventions.block_length)[window, index], window + n_windows))
+        before, after = (log_probabilities(model, batch, window, source) for model in (base, other))
+        target = batch.originals[window, index][:, None]
+        nats, new_nats = (-p.gather(1, target)[:, 0].double() for p in (before, after))
+        possible = before > -math.inf
+        divergence = torch.where(possible, before.exp() * (before - after), 0.0).sum(1).double()
+        flipped = (before.argmax(1) != after.argmax(1)).double()
+        share = hidden_share(batch, conventions.block_length)[window, index]
+        parts.append((nats, new_nats - nats, divergence, flipped, share, window + n_windows))
         n_windows += len(batch.ids)
-    return Nats(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
+    return Scores(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
+
+
+def log_probabilities(model: DiffusionTransformer, batch: Batch, window: Tensor, source: Tensor) -> Tensor:
+    """[hidden tokens, vocab_size], read at `source` of each window; the mask token has no probability."""
+    out = model.run_layers(model.embed(batch.ids), batch.positions, batch.attend)[window, source]
+    logits: Tensor = model.head(model.final_norm(out))[:, : model.spec.vocab_size]
+    logits[:, model.spec.conventions.mask_id] = -math.inf
+    return logits.log_softmax(1)
 
 
 def predictor(batch: Batch, shift: int, block: int) -> Tensor:
@@ -97,17 +114,28 @@ def hidden_share(batch: Batch, block: int) -> Tensor:
     return torch.cat([torch.zeros_like(hidden[:, :n_clean]), noisy], 1)
 
 
-def compare(base: Nats, other: Nats) -> dict[str, Any]:
-    """Increase of the masked NLL in percent of the base's, its standard error over windows, and by bucket."""
-    difference, counts = other.nats - base.nats, np.bincount(base.window)
-    mean, scale = difference.mean(), 100 / base.nats.mean()
-    residual = np.bincount(base.window, difference) - counts * mean
-    error = residual.std(ddof=1) * math.sqrt(len(counts)) / counts.sum()
-    buckets = []
-    for low, high in BUCKETS:
-        inside = (base.share > low) & (base.share <= high)
-        buckets.append(100 * difference[inside].mean() / base.nats[inside].mean())
-    return {"increase": mean * scale, "standard_error": error * scale, "by_bucket": buckets}
+def summary(scores: Scores) -> dict[str, Any]:
+    """NLL increases in percent of the source's, KL divergences in nats, by bucket of hidden shares."""
+    relative = 100 / scores.nats.mean()
+    inside = [(scores.share > low) & (scores.share <= high) for low, high in BUCKETS]
+    return {
+        "nll": float(scores.nats.mean()),
+        "tokens": len(scores.nats),
+        "increase": scores.increase.mean() * relative,
+        "increase_error": standard_error(scores.increase, scores.window) * relative,
+        "increase_by_bucket": [100 * scores.increase[i].mean() / scores.nats[i].mean() for i in inside],
+        "divergence": scores.divergence.mean(),
+        "divergence_error": standard_error(scores.divergence, scores.window),
+        "divergence_by_bucket": [scores.divergence[i].mean() for i in inside],
+        "flipped": scores.flipped.mean(),
+    }
+
+
+def standard_error(values: NDArray[np.float64], window: NDArray[np.int64]) -> float:
+    """Of the mean over tokens, with windows as the independent draws (ratio estimator)."""
+    counts = np.bincount(window)
+    residual = np.bincount(window, values) - counts * values.mean()
+    return float(residual.std(ddof=1) * math.sqrt(len(counts)) / counts.sum())
 
 
 def settings(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -121,9 +149,11 @@ def show(row: dict[str, Any]) -> str:
     label += f"{row['calibration'] if row['method'] == 'gptq' else '':8}{row['bits_per_weight']:5.2f}"
     for kind in ("text", "tasks"):
         part = row[kind]
-        buckets = " ".join(f"{b:7.3f}" for b in part["by_bucket"])
-        label += f" | {part['increase']:8.3f} +- {part['standard_error']:.3f} %  {buckets}"
-    return f"{label}  {row['seconds']:5.0f} s"
+        buckets = " ".join(f"{1e3 * b:6.2f}" for b in part["divergence_by_bucket"])
+        label += f" | NLL {part['increase']:6.2f} +- {part['increase_error']:.2f} %"
+        label += f"  KL {1e3 * part['divergence']:6.2f} +- {1e3 * part['divergence_error']:.2f} ({buckets})"
+        label += f"  flipped {100 * part['flipped']:.2f} %"
+    return f"{label}  {row['seconds']:4.0f} s"
 
 
 def parse() -> argparse.Namespace:
@@ -143,23 +173,19 @@ def main() -> None:
     args = parse()
     model, source = load_model(args.checkpoint), open_checkpoint(args.checkpoint)
     rows = evaluation_rows(read_tokenizer(source), model, args.windows, args.samples)
-    base = {kind: hidden_token_nats(model, r) for kind, r in rows.items()}
     result: dict[str, Any] = {
         "checkpoint": source.name,
         "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
-        "masked_nll": {kind: float(b.nats.mean()) for kind, b in base.items()},
-        "hidden_tokens": {kind: len(b.nats) for kind, b in base.items()},
         "rows": [],
     }
-    print(f"masked NLL in nats: {result['masked_nll']}, hidden tokens {result['hidden_tokens']}")
-    print("increase in %, and by share hidden (0-25, 25-50, 50-75, 75-100 %): held-out text | tasks", flush=True)
+    print("held-out text | tasks; KL in 1e-3 nats, by share hidden (0-25, 25-50, 50-75, 75-100 %)", flush=True)
     for chosen in settings(args):
         with tempfile.TemporaryDirectory() as folder:
             report = quantize(args.checkpoint, Path(folder) / "out", **chosen)
             quantized = load_model(Path(folder) / "out")
         row = {**chosen, "bits_per_weight": report.bits_per_weight, "seconds": report.seconds}
-        row |= {kind: compare(base[kind], hidden_token_nats(quantized, r)) for kind, r in rows.items()}
+        row |= {kind: summary(score(model, quantized, r)) for kind, r in rows.items()}
         result["rows"].append(row)
         print(show(row), flush=True)
         if args.json:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,17 +16,19 @@ from dlm_edge.checkpoint import Checkpoint
 from dlm_edge.errors import Stopped
 from dlm_edge.journal import WorkFolder
 from dlm_edge.models.transformer import Layer
+from dlm_edge.quant import rtn
 from dlm_edge.quant.calibration import Calibration
 from dlm_edge.quant.layer_file import StoredTensor, packed_tensors, read_packed_tensors, write_layer_file
 from dlm_edge.quant.layer_pass import advance
 from dlm_edge.quant.layer_step import quantize_with_states, quantize_without_states
 from dlm_edge.quant.methods import METHODS, QuantizedLinear
 from dlm_edge.quant.output_folder import audit, write_folder
-from dlm_edge.quant.plan import Plan, QuantizeOptions
+from dlm_edge.quant.plan import OUTER_BITS, Plan, QuantizeOptions
 from dlm_edge.quant.report import LayerReport, layer_line
 from dlm_edge.quant.source_weights import SourceWeights
-from dlm_edge.quantized import LayerRecord, QuantizationRecord, dequantize
+from dlm_edge.quantized import LayerRecord, QuantizationRecord, QuantizedTensor, dequantize
 
+OUTER_ROWS = 4096  # rounded at a time
 OUTER = "outer"  # journal key and file name of what belongs to no layer
 
 
@@ -135,9 +138,29 @@ class Job:
         return layer
 
     def write_outer(self) -> None:
-        """Embedding, final norm and head, as they are."""
-        roles = [role for role in self.source.roles() if not role.startswith("layers.")]
-        self.write_file(OUTER, [self.stored(role) for role in roles])
+        """Final norm, and embedding and head in 8 bits (or as they are, where the plan says so)."""
+        tensors, records = [], []
+        for role in self.source.roles():
+            if role in self.plan.outer:
+                name = self.source.tensor_name(role)
+                tensors += packed_tensors(name, self.round_outer(role))
+                records.append(
+                    LayerRecord(name=name, bits=OUTER_BITS, group_size=self.options.group_size, method="rtn")
+                )
+            elif not role.startswith("layers."):
+                tensors.append(self.stored(role))
+        self.write_file(OUTER, tensors, layers=[msgspec.to_builtins(r) for r in records])
+
+    def round_outer(self, role: str) -> QuantizedTensor:
+        """An embedding or head rounded to nearest, some rows at a time: it is the largest tensor there is."""
+        config = rtn.RtnConfig(bits=OUTER_BITS, group_size=self.options.group_size)
+        name, n_rows = self.source.tensor_name(role), self.source.shape(role)[0]
+        parts = [
+            rtn.quantize(name, self.weights.rows(role, first, min(first + OUTER_ROWS, n_rows)), config)
+            for first in range(0, n_rows, OUTER_ROWS)
+        ]
+        packed, scales = np.concatenate([p.packed for p in parts]), np.concatenate([p.scales for p in parts])
+        return QuantizedTensor(packed, scales, OUTER_BITS)
 
     def untouched(self, i: int) -> list[StoredTensor]:
         prefix, packed = f"layers.{i}.", set(self.plan.roles)
@@ -161,10 +184,11 @@ class Job:
         return [self.work.records[layer_key(i)] for i in range(self.source.spec.n_layers)]
 
     def records(self) -> list[LayerRecord]:
-        return [msgspec.convert(layer, LayerRecord) for line in self.finished() for layer in line["layers"]]
+        lines = [self.work.records[OUTER], *self.finished()]
+        return [msgspec.convert(layer, LayerRecord) for line in lines for layer in line["layers"]]
 
     def reports(self) -> list[LayerReport]:
-        seconds = [s for line in self.finished() for s in line["seconds"]]
+        seconds = [0.0] * len(self.plan.outer) + [s for line in self.finished() for s in line["seconds"]]
         return [LayerReport.of(record, s) for record, s in zip(self.records(), seconds, strict=True)]
 
     def fallbacks(self) -> list[str]:

@@ -40,7 +40,7 @@ def write_folder(
 
 def model_card(source: Checkpoint, options: QuantizeOptions, record: QuantizationRecord) -> str:
     front = ["---", f"base_model: {source.name}", *licence_lines(source.path / "README.md"), "library_name: dlm-edge"]
-    kept = f"Kept in their stored type: embeddings, head, norms, biases{''.join(', ' + n for n in record.skipped)}."
+    kept = f"Embedding and head in 8 bits. Kept in their stored type: norms, biases{''.join(', ' + n for n in record.skipped)}."
     fallbacks = f"Rounded to nearest instead: {', '.join(record.fallbacks)}." if record.fallbacks else ""
     body = [
         f"# {source.name}, {record.bits} bits",
@@ -86,7 +86,7 @@ def audit(folder: Path, source: Checkpoint, plan: Plan) -> None:
     stored = 0
     for role in result.roles():
         packed, name = result.load_packed(role), result.tensor_name(role)
-        if (packed is not None) != (role in plan.roles):
+        if (packed is not None) != (role in plan.roles + plan.outer):
             raise _failed(name, "is not packed as planned")
         if packed is not None:
             if not np.isfinite(packed.scales).all() or (packed.scales == 0).any():

@@ -17,7 +17,7 @@ from dlm_edge.memory import peak_rss_bytes
 from dlm_edge.quant.calibration import Calibration, load_calibration
 from dlm_edge.quant.job import Job
 from dlm_edge.quant.output_folder import folder_size
-from dlm_edge.quant.plan import Plan, QuantizeOptions, check_resources, make_plan
+from dlm_edge.quant.plan import OUTER_BITS, Plan, QuantizeOptions, check_resources, make_plan
 from dlm_edge.quant.report import LayerReport, QuantizeReport
 from dlm_edge.quantized import LayerRecord
 
@@ -94,8 +94,11 @@ def plan_only(model: str | Path, out: str | Path, **options: Any) -> QuantizeRep
     source = open_checkpoint(model)
     plan = make_plan(source, chosen)
     check_resources(plan, Path(out))
-    names = [source.tensor_name(role) for role in plan.roles]
-    planned = [LayerRecord(name=n, bits=chosen.bits, group_size=chosen.group_size, method=chosen.method) for n in names]
+    group, name_of = chosen.group_size, source.tensor_name
+    planned = [LayerRecord(name=name_of(r), bits=OUTER_BITS, group_size=group, method="rtn") for r in plan.outer]
+    planned += [
+        LayerRecord(name=name_of(r), bits=chosen.bits, group_size=group, method=chosen.method) for r in plan.roles
+    ]
     return QuantizeReport(
         output=str(out),
         method=chosen.method,

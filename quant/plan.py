@@ -19,6 +19,7 @@ from dlm_edge.quant.states import StateConfig
 from dlm_edge.quantized import container_bits
 
 MIN_STATE_TOKENS = 32768
+OUTER_BITS = 8
 SMALL_FILES_BYTES = 32 << 20  # tokenizer, index, card and the like
 
 
@@ -44,9 +45,13 @@ class QuantizeOptions:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`roles` to be quantized, in layer order; `skipped` are tensor names that the user excluded."""
+    """`roles` to be quantized, in layer order; `skipped` are tensor names that the user excluded.
+
+    `outer` are the embedding and the head, as far as they are packed too: always in 8 bits, rounded to nearest.
+    """
 
     roles: tuple[str, ...]
+    outer: tuple[str, ...]
     skipped: tuple[str, ...]
     packed_bytes: int  # codes and float16 scales
     weight_bytes: int  # everything, the untouched tensors included
@@ -69,7 +74,8 @@ def make_plan(checkpoint: Checkpoint, options: QuantizeOptions) -> Plan:
         message = f"{checkpoint.name} is quantized already ({checkpoint.record.method}, {checkpoint.record.bits} bits)"
         raise UsageProblem("E-QUANT", message, "start from the original checkpoint")
     linears = [f"layers.{i}.{linear}.weight" for i in range(checkpoint.spec.n_layers) for linear in LINEARS]
-    skipped = match_patterns([checkpoint.tensor_name(role) for role in linears], options.skip)
+    outer = [r for r in ("embed.weight", "head.weight") if r in checkpoint.roles()]
+    skipped = match_patterns([checkpoint.tensor_name(role) for role in linears + outer], options.skip)
     roles = tuple(role for role in linears if checkpoint.tensor_name(role) not in skipped)
     if not roles:
         raise UsageProblem("E-QUANT", "--skip excludes every layer", "nothing would be quantized")
@@ -77,12 +83,19 @@ def make_plan(checkpoint: Checkpoint, options: QuantizeOptions) -> Plan:
         check_fits(checkpoint.tensor_name(role), checkpoint.shape(role)[1], options.group_size)
     n_weights = sum(math.prod(checkpoint.shape(role)) for role in roles)
     packed = n_weights * container_bits(options.bits) // 8 + n_weights // options.group_size * 2
-    others = sum(checkpoint.stored_bytes(role) for role in checkpoint.roles() if role not in set(roles))
+    outer = [r for r in outer if checkpoint.tensor_name(r) not in skipped and fits(checkpoint, r, options.group_size)]
+    n_outer = sum(math.prod(checkpoint.shape(role)) for role in outer)
+    others = sum(checkpoint.stored_bytes(role) for role in checkpoint.roles() if role not in {*roles, *outer})
+    others += n_outer * OUTER_BITS // 8 + n_outer // options.group_size * 2
     tokens = 0
     if find_method(options.method).needs_states:
         tokens = max(MIN_STATE_TOKENS, 2 * max(checkpoint.shape(role)[1] for role in roles))
     ram = estimate_ram(checkpoint, roles, tokens)
-    return Plan(roles, tuple(sorted(skipped)), packed, packed + others, n_weights, tokens, ram)
+    return Plan(roles, tuple(outer), tuple(sorted(skipped)), packed, packed + others, n_weights, tokens, ram)
+
+
+def fits(checkpoint: Checkpoint, role: str, group_size: int) -> bool:
+    return checkpoint.shape(role)[1] % group_size == 0
 
 
 def match_patterns(names: list[str], patterns: tuple[str, ...]) -> set[str]:

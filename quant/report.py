@@ -33,7 +33,8 @@ class LayerReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QuantizeReport(msgspec.Struct, frozen=True, kw_only=True):
-    """`bits_per_weight` is stored bits, scales included, per weight of the quantized layers.
+    """`bits_per_weight` is stored bits, scales included, per weight of the quantized linear layers; embedding and
+    head, 8 bits each, are not in it.
 
     `seconds` and `peak_rss_bytes` are of this run alone when the job was resumed.
     """

@@ -60,7 +60,7 @@ def command(
     if as_json:
         print_json(msgspec.to_builtins(report))
         return
-    linears = f"{len(report.layers)} linear layers, {report.bits_per_weight:.2f} bits a weight"
+    linears = f"{len(report.layers)} weights, {report.bits_per_weight:.2f} bits each in the linear layers"
     if dry_run:
         print(f"plan      {linears}")
         print(f"output    {size(report.size_bytes)} of weights, source {size(report.source_size_bytes)}")

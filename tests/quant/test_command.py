@@ -31,7 +31,7 @@ def run(capsys, *words: str) -> tuple[int, str, str]:
 def test_progress_goes_to_stderr_and_the_result_to_stdout(capsys, source, tmp_path):
     code, out, err = run(capsys, source, "-o", str(tmp_path / "out"), "--method", "rtn")
     assert code == 0
-    assert "7 linear layers, 4.25 bits a weight" in out and f"next      dlm-edge export {tmp_path / 'out'}" in out
+    assert "8 weights, 4.25 bits each" in out and f"next      dlm-edge export {tmp_path / 'out'}" in out
     assert err.count("model.layers.0.") == 7 and "model.layers" not in out
 
 
@@ -40,7 +40,7 @@ def test_json_is_one_object_with_the_promised_keys(capsys, source, tmp_path, mor
     code, out, _ = run(capsys, source, "-o", str(tmp_path / "out"), "--method", "rtn", "--bits", "3", "--json", *more)
     report = json.loads(out)
     assert code == 0 and KEYS <= set(report) and report["dry_run"] is bool(more)
-    assert len(report["layers"]) == 7 and all(set(layer) == LAYER_KEYS for layer in report["layers"])
+    assert len(report["layers"]) == 8 and all(set(layer) == LAYER_KEYS for layer in report["layers"])
     assert (tmp_path / "out").exists() is not bool(more)
 
 
