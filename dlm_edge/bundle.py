@@ -55,8 +55,8 @@ class Bundle:
 
     @property
     def chat_template_path(self) -> Path | None:
-        path = self.path / "chat_template.jinja"
-        return path if path.is_file() else None
+        name = "chat_template.jinja"
+        return self.path / name if any(entry.name == name for entry in self.manifest.files) else None
 
     @property
     def size_bytes(self) -> int:
@@ -87,6 +87,10 @@ def open_bundle(path: Path, *, verify_hashes: bool = False) -> Bundle:
             )
         if verify_hashes and files.sha256_of(file) != entry.sha256:
             raise InputFileError("E-MANIFEST", f"{file} does not have the hash in the manifest", "export it again")
+    absent = {"model.onnx", "tokenizer.json"} - {entry.name for entry in manifest.files}
+    if absent:
+        message = f"{path / MANIFEST_NAME} does not list {' and '.join(sorted(absent))}"
+        raise InputFileError("E-MANIFEST", message, "export it again")
     return Bundle(path, manifest)
 
 

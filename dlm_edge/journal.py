@@ -32,7 +32,6 @@ from dlm_edge.errors import JobError, UsageProblem
 from dlm_edge.quantized import RECORD_NAME
 
 JOURNAL = "journal.jsonl"
-OUTPUT_MARKS = {RECORD_NAME, MANIFEST_NAME}  # only a folder with one of these may be replaced
 
 
 class WorkFolder:
@@ -55,10 +54,13 @@ class WorkFolder:
         Raises E-EXISTS when `out` is there and `restart` was not asked for (nor a replacement of it that was cut
         short is resumed) or when a folder that is not ours has the work folder's name, E-BUSY when another process
         works on `out`, E-RESUME when the started job had other settings (or none was asked to be resumed).
-        `discard_unfinished`: for jobs that are cheaper to do again than to resume.
+        `discard_unfinished`: for jobs that are cheaper to do again than to resume; only an unfinished run with the
+        same "job" in its fingerprint is discarded.
         """
         if out.name in ("", ".."):
             raise UsageProblem("E-USAGE", f"{out} cannot be an output folder", "give a folder of its own with -o")
+        if out.is_symlink():  # the folder it leads to is replaced, not the link
+            out = out.resolve()
         path = out.with_name(out.name + ".partial")
         files.make_folder(out.parent)
         lock = FileLock(lock_path(out))
@@ -74,6 +76,8 @@ class WorkFolder:
             check_replaceable(out)
             if (restart or discard_unfinished) and path.exists():
                 check_ours(path, journal_is_proof=True)
+                if not restart:
+                    check_same_job(path, fingerprint)
                 discard(path, out)
             yield cls(out, path, cls._start(out, path, fingerprint, resume))
         finally:
@@ -88,7 +92,7 @@ class WorkFolder:
                 raise UsageProblem("E-RESUME", f"{path} holds an unfinished run", hint)
             check_fingerprint(lines[0]["fingerprint"], json.loads(json.dumps(fingerprint)), path)
             files.remove_leftovers(path)
-            truncate_to_last_line(path / JOURNAL)
+            drop_damage(path / JOURNAL, len(lines))
             return {line["key"]: line for line in lines[1:] if files_intact(path, line)}
         if path.exists():  # created, but killed before the first journal line: nothing in it counts
             check_ours(path, journal_is_proof=False)
@@ -156,13 +160,21 @@ def check_ours(path: Path, *, journal_is_proof: bool) -> None:
 def check_replaceable(out: Path) -> None:
     """Raise E-EXISTS when `out` is there and is neither empty nor an output of ours."""
     if out.is_dir():
-        names = {p.name for p in out.iterdir()}
-        if not names or names & OUTPUT_MARKS:
+        if not any(out.iterdir()) or (out / RECORD_NAME).is_file() or holds_our_manifest(out):
             return
     elif not out.exists():
         return
     message = f"{out} is not a folder that dlm-edge wrote"
     raise UsageProblem("E-EXISTS", message, "it is never replaced; choose another folder with -o")
+
+
+def holds_our_manifest(folder: Path) -> bool:
+    """Many programs call a file manifest.json; ours names the version of the operators."""
+    try:
+        manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and {"schema", "operator_version", "files"} <= set(manifest)
 
 
 def recover(out: Path) -> None:
@@ -184,15 +196,17 @@ def lock_path(out: Path) -> Path:
     """Outside the output's folder, so that nothing is left there; the kernel drops the lock with the process."""
     user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()  # a container may have no name for its user
     folder = Path(tempfile.gettempdir()) / f"dlm-edge-locks-{user}"
-    folder.mkdir(exist_ok=True)
+    with files.io_errors(folder, "cannot create"):
+        folder.mkdir(exist_ok=True)
     return folder / (hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:24] + ".lock")
 
 
-def truncate_to_last_line(path: Path) -> None:
-    """Drop the torn line of a killed run, so that the next record starts on a line of its own."""
+def drop_damage(path: Path, n_lines: int) -> None:
+    """Keep the first `n_lines` lines, those that can be read: the next record follows them directly."""
     data = path.read_bytes()
-    if not data.endswith(b"\n"):
-        files.write_file(path, data[: data.rfind(b"\n") + 1])
+    kept = b"".join(line + b"\n" for line in data.split(b"\n")[:n_lines])
+    if kept != data:
+        files.write_file(path, kept)
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
@@ -202,10 +216,14 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     for raw in path.read_bytes().split(b"\n")[:-1]:
         try:
-            lines.append(json.loads(raw))
+            line = json.loads(raw)
         except ValueError:
             break  # damaged: what comes after it is done again
-    return lines if lines and "fingerprint" in lines[0] else []
+        expected = {"key", "files"} if lines else {"fingerprint"}
+        if not isinstance(line, dict) or not expected <= set(line):
+            break
+        lines.append(line)
+    return lines
 
 
 def files_intact(folder: Path, line: dict[str, Any]) -> bool:
@@ -214,6 +232,14 @@ def files_intact(folder: Path, line: dict[str, Any]) -> bool:
         if not path.is_file() or path.stat().st_size != entry["size"] or files.sha256_of(path) != entry["sha256"]:
             return False
     return True
+
+
+def check_same_job(path: Path, fingerprint: dict[str, Any]) -> None:
+    """Raise E-RESUME when `path` holds an unfinished run of another command: it may be hours of work."""
+    lines = read_journal(path / JOURNAL)
+    if lines and lines[0]["fingerprint"].get("job") != fingerprint.get("job"):
+        hint = "finish it, choose another folder with -o, or discard it with --restart"
+        raise UsageProblem("E-RESUME", f"{path} holds an unfinished run of another command", hint)
 
 
 def check_fingerprint(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from dlm_edge.checkpoint import Checkpoint
 
 
-def model_card(source: Checkpoint, target: str, parity: dict[str, Any]) -> str:
+def model_card(source: Checkpoint, target: str, accuracy: str, parity: dict[str, Any]) -> str:
     spec, record = source.spec, source.record
     quantization = "none" if record is None else f"{record.method}, {record.bits} bits, groups of {record.group_size}"
     lines = [
@@ -22,7 +22,7 @@ def model_card(source: Checkpoint, target: str, parity: dict[str, Any]) -> str:
         "The licence is the one of the source model; its licence file, where it has one, is in this folder.",
         "",
         "```",
-        f"dlm-edge export {source.name} -o BUNDLE --target {target}",
+        f"dlm-edge export {source.name} -o BUNDLE --target {target} --accuracy {accuracy}",
         "dlm-edge generate BUNDLE -p TEXT",
         "```",
         "",

@@ -42,16 +42,20 @@ class WeightNodes:
         self.checkpoint, self.graph, self.precision = checkpoint, graph, precision
         self.quantized: list[dict[str, Any]] = []
 
+    def load(self, role: str) -> NDArray[Any]:
+        """In the body's dtype; the largest weights of a model are gigabytes, so they are not copied for nothing."""
+        return self.checkpoint.load(role).astype(self.precision.body, copy=False)
+
     def plain(self, role: str) -> str:
-        """A norm gain or a bias as an initializer in the body's dtype."""
-        return self.graph.weight(role, self.checkpoint.load(role).astype(self.precision.body))
+        """A norm gain, a bias or the embedding as an initializer in the body's dtype."""
+        return self.graph.weight(role, self.load(role))
 
     def linear(self, x: str, role: str, name: str, bias: str | None = None) -> str:
         """x [1, W, in] times the weight of `role` [out, in], plus `bias` when the model has one."""
         packed = self.checkpoint.load_packed(role)
         if packed is not None:
             return self.n_bits(x, role, packed, name, bias)
-        weight = self.checkpoint.load(role).astype(self.precision.body)
+        weight = self.load(role)
         out = self.graph.add("MatMul", [x, self.graph.weight(role, weight.T)], name)
         return self.graph.add("Add", [out, self.plain(bias)], name + "_biased") if bias else out
 
@@ -75,8 +79,7 @@ class WeightNodes:
     def embedding(self, ids: str) -> str:
         packed = self.checkpoint.load_packed("embed.weight")
         if packed is None:
-            table = self.checkpoint.load("embed.weight").astype(self.precision.body)
-            return self.graph.add("Gather", [self.graph.weight("embed.weight", table), ids], "embed")
+            return self.graph.add("Gather", [self.plain("embed.weight"), ids], "embed")
         inputs = [
             self.graph.weight("embed.weight.codes", packed.packed.reshape(packed.shape[0], -1)),
             ids,
@@ -97,9 +100,8 @@ class WeightNodes:
         if packed is not None:
             cut = QuantizedTensor(packed.packed[:vocab_size], packed.scales[:vocab_size], packed.bits)
             return self.n_bits(x, "head.weight", cut, "logits_body")
-        weight: NDArray[Any] = self.checkpoint.load(role).astype(self.precision.body)
-        if role == "head.weight" or len(weight) == vocab_size:
-            table = self.graph.weight("head.weight", weight[:vocab_size])
+        if role == "head.weight" or self.checkpoint.shape(role)[0] == vocab_size:
+            table = self.graph.weight("head.weight", self.load(role)[:vocab_size])
             return self.graph.add("Gemm", [x, table], "logits_body", transB=1)
         logits = self.graph.add("Gemm", [x, "embed.weight"], "logits_padded", transB=1)
         bounds = [self.graph.integers(0), self.graph.integers(vocab_size), self.graph.integers(1)]

@@ -15,13 +15,14 @@ import dlm_edge
 from dlm_edge import files, kernels
 from dlm_edge.bundle import MANIFEST_NAME, MANIFEST_SCHEMA, FileEntry, Manifest
 from dlm_edge.checkpoint import Checkpoint, open_checkpoint
+from dlm_edge.checkpoint.strict_json import read_json_object
 from dlm_edge.errors import ResourceError, UsageProblem
 from dlm_edge.export.card import model_card
 from dlm_edge.export.external_data import ExternalData, data_path
 from dlm_edge.export.graph import OPSET, StepGraph
 from dlm_edge.export.linear import Precision
-from dlm_edge.export.verify import verify
-from dlm_edge.journal import WorkFolder, free_bytes
+from dlm_edge.export.verify import make_prompts, verify
+from dlm_edge.journal import JOURNAL, WorkFolder, free_bytes
 from dlm_edge.memory import peak_rss_bytes
 
 GRAPH_NAME = "model.onnx"
@@ -66,27 +67,29 @@ def export(
     say = progress or (lambda _: None)
     # A bundle without a usable tokenizer would fail only when somebody runs it.
     source, out = open_checkpoint(checkpoint, need_tokenizer=True), Path(out)
+    if out.resolve() == source.path.resolve():  # with --restart the bundle would take the checkpoint's place
+        raise UsageProblem("E-USAGE", f"{out} is the checkpoint itself", "choose another folder with -o")
     check_space(source, out)
-    fingerprint = {
-        "weights": source.weight_files(),
-        "target": target,
-        "accuracy": accuracy,
-        "version": dlm_edge.__version__,
-    }
+    prompts = make_prompts(source)
     # An export is minutes of copying: it is done anew, not resumed, so an unfinished one never stands in the way.
+    fingerprint = {"job": "export", "source": str(source.path.resolve()), "version": dlm_edge.__version__}
     with WorkFolder.open(out, fingerprint, resume=False, restart=restart, discard_unfinished=True) as work:
         say(f"reading   {source.name}: {source.spec.family}, {source.spec.n_layers} layers")
         precision = Precision(BODY[target], int8_activations=target == "cpu" and accuracy == "fast")
         nodes = write_graph(source, work.path / GRAPH_NAME, precision)
         source.check_unchanged()
         say("checking  the graph against the source model")
-        parity = verify(work.path / GRAPH_NAME, source, accuracy=accuracy_of(nodes, precision), native=target == "cpu")
-        for name in COPIED:
-            if (source.path / name).is_file():
-                files.write_file(work.path / name, (source.path / name).read_bytes())
-        files.write_file(work.path / "README.md", model_card(source, target, parity))
+        parity = verify(
+            work.path / GRAPH_NAME,
+            source,
+            prompts,
+            accuracy=accuracy_of(nodes, precision),
+            native=target == "cpu",
+        )
+        copy_texts(source.path, work.path)
+        files.write_file(work.path / "README.md", model_card(source, target, accuracy, parity))
         write_manifest(work.path, source, target, precision, nodes, parity)
-        size = sum(f.stat().st_size for f in work.path.iterdir() if f.name != "journal.jsonl")
+        size = sum(f.stat().st_size for f in work.path.iterdir() if f.name != JOURNAL)
         work.finish()
     return ExportReport(
         output=str(out),
@@ -110,6 +113,21 @@ def write_graph(source: Checkpoint, path: Path, precision: Precision) -> list[di
     return list(step.quantized)
 
 
+def copy_texts(source: Path, folder: Path) -> None:
+    """Tokenizer, licence and chat template; most checkpoints keep the template inside tokenizer_config.json."""
+    for name in COPIED:
+        if (source / name).is_file():
+            files.write_file(folder / name, (source / name).read_bytes())
+    template, config = folder / "chat_template.jinja", source / "tokenizer_config.json"
+    if template.is_file() or not config.is_file():
+        return
+    text = read_json_object(config).get("chat_template")
+    if isinstance(text, list):  # several, by name
+        text = next((t.get("template") for t in text if isinstance(t, dict) and t.get("name") == "default"), None)
+    if isinstance(text, str):
+        files.write_file(template, text)
+
+
 def write_manifest(
     folder: Path,
     source: Checkpoint,
@@ -121,7 +139,7 @@ def write_manifest(
     entries = tuple(
         FileEntry(name=p.name, size=p.stat().st_size, sha256=files.sha256_of(p))
         for p in sorted(folder.iterdir())
-        if p.name not in ("journal.jsonl", MANIFEST_NAME)
+        if p.name not in (JOURNAL, MANIFEST_NAME)
     )
     record = source.record
     manifest = Manifest(
@@ -152,7 +170,7 @@ def accuracy_of(nodes: list[dict[str, Any]], precision: Precision) -> str:
 
 def check_space(source: Checkpoint, out: Path) -> None:
     """Float32 bundles are at most twice their float16 or bfloat16 source."""
-    needed = 2 * sum(entry["size"] for entry in source.weight_files()) + (16 << 20)
+    needed = 2 * sum(source.stored_bytes(role) for role in source.roles()) + (16 << 20)
     free = free_bytes(out.absolute().parent)
     if free < needed:
         message = f"{out} needs up to {needed >> 20} MiB, {free >> 20} MiB are free"

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from dlm_edge import kernels
 from dlm_edge.checkpoint import Checkpoint
-from dlm_edge.errors import JobError
+from dlm_edge.errors import InputFileError, JobError
 from dlm_edge.evaluation.tasks import SHORT_TASKS, make_samples
 from dlm_edge.families.spec import ModelSpec
 from dlm_edge.models.streamed import streamed_logits
@@ -24,14 +24,15 @@ FULL = 2**40  # attn_block of a family without blocks
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8_activations": 5e-2}
 
 
-def verify(graph_path: Path, checkpoint: Checkpoint, *, accuracy: str, native: bool) -> dict[str, Any]:
-    """Run real prompts through the graph and the torch layers.
+def verify(
+    graph_path: Path, checkpoint: Checkpoint, prompts: list[NDArray[np.int64]], *, accuracy: str, native: bool
+) -> dict[str, Any]:
+    """Run `prompts` (of `make_prompts`) through the graph and the torch layers.
 
     Raises E-PARITY when the largest relative logit error passes the bound of `accuracy`.
     Returns {max_abs_error, max_rel_error, argmax_agreement, prompts}.
     """
     spec = checkpoint.spec
-    prompts = make_prompts(checkpoint)
     expected = streamed_logits(checkpoint, prompts)
     session = open_session(graph_path, native)
     max_abs = max_rel = 0.0
@@ -56,7 +57,7 @@ def verify(graph_path: Path, checkpoint: Checkpoint, *, accuracy: str, native: b
 
 def make_prompts(checkpoint: Checkpoint) -> list[NDArray[np.int64]]:
     """Task prompts in the model's own tokens, each followed by part of a block of masks, of several lengths."""
-    spec, tokenizer = checkpoint.spec, Tokenizer.from_file(str(checkpoint.path / "tokenizer.json"))
+    spec, tokenizer = checkpoint.spec, read_tokenizer(checkpoint.path / "tokenizer.json")
     prompts = []
     for n, name in enumerate(SHORT_TASKS):
         text = make_samples(name, 1, seed=7)[0].prompt
@@ -64,6 +65,13 @@ def make_prompts(checkpoint: Checkpoint) -> list[NDArray[np.int64]]:
         ids = ids[:200] + [spec.conventions.mask_id] * (3 + 5 * n)
         prompts.append(np.array(ids, np.int64))
     return prompts
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises the bare class
+        raise InputFileError("E-TOK", f"{path}: {error}", "download the tokenizer again") from error
 
 
 def open_session(graph_path: Path, native: bool) -> ort.InferenceSession:

@@ -17,7 +17,7 @@ except ImportError:  # the library works without it, the command line does not
     raise SystemExit(5) from None
 
 from dlm_edge import __version__
-from dlm_edge.errors import DlmEdgeError, InternalError, Stopped
+from dlm_edge.errors import DlmEdgeError, InputFileError, InternalError, Stopped, UsageProblem
 
 VERBS = {  # verb: module that holds a click command named `command`
     "quantize": "dlm_edge.cli.quantize",
@@ -70,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DlmEdgeError as error:
         return report(error, as_json)
     except click.ClickException as error:
+        if as_json:
+            return report(UsageProblem("E-USAGE", error.format_message(), "see --help"), as_json)
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
@@ -81,6 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.name and error.name.split(".")[0] in EXTRAS:
             return report(missing(error.name), as_json)
         return report(bug(error), as_json)
+    except OSError as error:
+        if error.filename is None:
+            return report(bug(error), as_json)
+        message = f"{error.filename}: {error.strerror or error}"
+        return report(InputFileError("E-FILE", message, "check the path and its permissions"), as_json)
     except Exception as error:
         return report(bug(error), as_json)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -59,6 +60,18 @@ def test_a_failure_with_json_is_one_object(capsys):
     error = json.loads(capsys.readouterr().out)["error"]
     assert set(error) == {"code", "message", "hint"}
     assert error["code"] in CODES and error["hint"]
+
+
+def test_wrong_usage_with_json_is_one_object_too(capsys):
+    assert main(["export", "reference", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "E-USAGE"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_without_permission_is_no_bug_of_ours(tmp_path, capsys):
+    (tmp_path / "locked").mkdir(mode=0)
+    assert main(["inspect", str(tmp_path / "locked" / "model")]) == 3
+    assert "E-FILE" in capsys.readouterr().err
 
 
 def test_export_prints_the_promised_keys(bundle, tmp_path, capsys):

@@ -129,6 +129,49 @@ def test_a_torn_journal_line_costs_one_step(tmp_path, cut):
     assert content(tmp_path / "out") == NEW
 
 
+@pytest.mark.parametrize("line", ["7", "{}", '{"kez": "two", "files": []}', "garbage"])
+def test_a_damaged_journal_line_is_dropped_with_all_after_it(tmp_path, line):
+    stop_after_two(tmp_path / "out")
+    journal = tmp_path / "out.partial" / JOURNAL
+    lines = journal.read_text().splitlines()
+    journal.write_text("\n".join([*lines[:2], line, lines[2]]) + "\n")
+    with (
+        pytest.raises(ZeroDivisionError),
+        WorkFolder.open(tmp_path / "out", {"options": 1}, resume=True, restart=False) as work,
+    ):
+        assert work.is_done("one") and not work.is_done("two")
+        files.write_file(work.path / "two", "two" * 100)
+        work.record("two", names=["two"])
+        raise ZeroDivisionError
+    assert run_job(tmp_path / "out", resume=True) == ["three"]  # what was done after the damage counts
+
+
+def test_a_cheap_job_discards_only_its_own_unfinished_run(tmp_path):
+    stop_after_two(tmp_path / "out")
+    with (
+        pytest.raises(DlmEdgeError) as caught,
+        WorkFolder.open(tmp_path / "out", {"job": "export"}, resume=False, restart=False, discard_unfinished=True),
+    ):
+        pass
+    assert caught.value.code == "E-RESUME"
+    assert run_job(tmp_path / "out", resume=True) == ["three"]
+
+
+def test_a_manifest_of_somebody_else_is_no_output_of_ours(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_text('{"name": "an extension", "files": []}')
+    assert refusal(tmp_path / "out", restart=True) == "E-EXISTS"
+
+
+def test_an_output_behind_a_link_is_replaced_where_it_lies(tmp_path):
+    (tmp_path / "disk").mkdir()
+    put_old(tmp_path / "disk" / "out")
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "out")
+    run_job(tmp_path / "link", restart=True)
+    assert content(tmp_path / "link") == NEW and (tmp_path / "link").is_symlink()
+    assert os.listdir(tmp_path / "disk") == ["out"]
+
+
 def test_a_journal_whose_first_line_is_lost_needs_restart(tmp_path):
     stop_after_two(tmp_path / "out")
     (tmp_path / "out.partial" / JOURNAL).write_text("garbage")

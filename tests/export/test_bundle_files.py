@@ -88,6 +88,32 @@ def test_manifest_lists_every_file_with_its_hash(made):
     assert bundle.manifest.parity["max_rel_error"] <= 1e-4
 
 
+def test_the_chat_template_may_stand_in_the_tokenizer_config(made, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(made / "source", source)
+    (source / "chat_template.jinja").unlink()
+    path = source / "tokenizer_config.json"
+    config = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(config | {"chat_template": "{{ messages[0].content }}"}))
+    export(source, tmp_path / "bundle")
+    template = open_bundle(tmp_path / "bundle").chat_template_path
+    assert template is not None and template.read_text() == "{{ messages[0].content }}"
+
+
+def test_a_template_that_the_manifest_does_not_name_is_not_used(made, tmp_path):
+    source = make_checkpoint(tmp_path / "source", "sdar")
+    (source / "chat_template.jinja").unlink()
+    export(source, tmp_path / "bundle")
+    (tmp_path / "bundle" / "chat_template.jinja").write_text("planted")
+    assert open_bundle(tmp_path / "bundle").chat_template_path is None
+
+
+def test_the_checkpoint_itself_is_never_replaced(made):
+    with pytest.raises(UsageProblem) as caught:
+        export(made / "source", made / "source", restart=True)
+    assert caught.value.code == "E-USAGE"
+
+
 def damage_json(key, value):
     def change(folder):
         manifest = json.loads((folder / "manifest.json").read_text())
@@ -102,6 +128,7 @@ DAMAGE = {
     "not json": lambda f: (f / "manifest.json").write_text("{"),
     "unknown key": damage_json("surprise", 1),
     "newer schema": damage_json("schema", 99),
+    "no graph listed": damage_json("files", []),
     "file missing": lambda f: (f / "model.onnx").unlink(),
     "file cut": lambda f: (f / "model.onnx.data").write_bytes(b"x"),
     "path instead of a name": damage_json("files", [{"name": "../model.onnx", "size": 1, "sha256": ""}]),

@@ -10,7 +10,7 @@ from dlm_edge import kernels
 from dlm_edge.checkpoint import open_checkpoint
 from dlm_edge.errors import JobError
 from dlm_edge.export import export, pipeline
-from dlm_edge.export.verify import empty_caches, last_block, open_session, run, verify, whole
+from dlm_edge.export.verify import empty_caches, last_block, make_prompts, open_session, run, verify, whole
 from dlm_edge.models import load_model
 from tests.tiny import FAMILY_NAMES, make_checkpoint
 
@@ -77,4 +77,5 @@ def test_one_changed_weight_is_noticed(tmp_path):
     weights[np.abs(weights).argmax()] *= -1
     (tmp_path / "bundle" / "model.onnx.data").write_bytes(data)
     with pytest.raises(JobError, match="differs"):
-        verify(tmp_path / "bundle" / "model.onnx", open_checkpoint(source), accuracy="float32", native=False)
+        graph, checkpoint = tmp_path / "bundle" / "model.onnx", open_checkpoint(source)
+        verify(graph, checkpoint, make_prompts(checkpoint), accuracy="float32", native=False)

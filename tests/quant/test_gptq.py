@@ -6,6 +6,7 @@ import torch
 
 from dlm_edge.quant import gptq, rtn
 from dlm_edge.quant.gptq import GptqConfig
+from dlm_edge.quant.grid import Search
 from dlm_edge.quant.hessian import output_error
 from dlm_edge.quantized import unpack
 
@@ -35,13 +36,14 @@ def error(weight: np.ndarray, tensor, hessian: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("order", ORDERS)
-def test_without_correlations_it_is_rounding_to_nearest(bits, order):
-    """The inverse of a diagonal Hessian is diagonal: nothing can be made up by another column. Scales are searched
-    unweighted, or the two would choose different ones."""
+@pytest.mark.parametrize("search", [None, Search()])
+def test_without_correlations_it_is_rounding_to_nearest(bits, order, search):
+    """The inverse of a diagonal Hessian is diagonal: nothing can be made up by another column. Scales that are searched
+    are judged unweighted, or the two would choose different ones."""
     weight = random_weight()
     diagonal = torch.diag(torch.rand(192, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1)
-    result = run(weight, diagonal, bits=bits, order=order, weighted_search=False)
-    expected = rtn.quantize("w", weight, rtn.RtnConfig(bits=bits, group_size=32))
+    result = run(weight, diagonal, bits=bits, order=order, search=search, weighted_search=False)
+    expected = rtn.quantize("w", weight, rtn.RtnConfig(bits=bits, group_size=32, search=search))
     assert result.tensor is not None
     assert (result.tensor.scales == expected.scales).all()
     assert (unpack(result.tensor) == unpack(expected)).all()
@@ -57,27 +59,32 @@ def test_with_correlations_it_loses_less_than_rounding(bits, order):
 
 
 def test_it_comes_close_to_the_best_of_all_roundings():
-    """Every rounding of a row of four weights (in a group filled with zeros) on the same scale, tried out."""
-    rng = np.random.default_rng(3)
-    for _ in range(20):
-        weight = np.zeros((1, 16), np.float32)
+    """Every rounding of a row of four weights (in a group filled with zeros) on the same scale, tried out.
+
+    GPTQ is greedy: it may lose a single case, even to rounding to nearest, but never beats the optimum, often is it,
+    and over many cases closes most of the gap.
+    """
+    rng, reached, nearest, best = np.random.default_rng(3), [], [], []
+    codes = torch.tensor(list(itertools.product(range(-4, 4), repeat=4)), dtype=torch.float64)
+    for _ in range(60):
+        weight, hessian = np.zeros((1, 16), np.float32), torch.eye(16, dtype=torch.float64) * 1e-9
         weight[0, :4] = rng.standard_normal(4)
-        hessian = torch.eye(16, dtype=torch.float64) * 1e-9
         x = rng.standard_normal((32, 2)) @ rng.standard_normal((2, 4)) + 0.2 * rng.standard_normal((32, 4))
         hessian[:4, :4] += torch.from_numpy(x.T @ x)
-        config = GptqConfig(bits=3, group_size=16, order="act", damping=1e-4)
-        tensor = gptq.quantize("w", weight, config, hessian).tensor
+        tensor = gptq.quantize("w", weight, GptqConfig(bits=3, group_size=16, damping=1e-4), hessian).tensor
         assert tensor is not None
-        scale, best = float(tensor.scales[0, 0]), np.inf
-        for codes in itertools.product(range(-4, 4), repeat=4):
-            difference = torch.from_numpy(weight[0, :4] - scale * np.array(codes, np.float32)).double()
-            best = min(best, float(difference @ hessian[:4, :4] @ difference))
-        found = torch.from_numpy(weight - gptq.dequantize(tensor)).double()[0]
-        reached = float(found @ hessian @ found)
-        assert best * 0.999 <= reached
-        nearest = np.clip(np.rint(weight / scale), -4, 3) * scale
-        rounded = torch.from_numpy((weight - nearest).astype(np.float64))[0]
-        assert reached <= float(rounded @ hessian @ rounded) * 1.001
+        scale, wanted = float(tensor.scales[0, 0]), torch.from_numpy(weight[0, :4]).double()
+        rounded = (wanted / scale).round().clamp(-4, 3)
+        found = torch.from_numpy(gptq.dequantize(tensor)[0, :4]).double() / scale
+        lost = [(wanted - scale * c) for c in (found, rounded)]
+        errors = [float(d @ hessian[:4, :4] @ d) for d in lost]
+        every = wanted - scale * codes
+        reached.append(errors[0])
+        nearest.append(errors[1])
+        best.append(float(((every @ hessian[:4, :4]) * every).sum(1).min()))
+    assert all(r >= b * (1 - 1e-5) for r, b in zip(reached, best, strict=True))
+    assert sum(r <= b * (1 + 1e-5) for r, b in zip(reached, best, strict=True)) > 20
+    assert sum(reached) - sum(best) < 0.5 * (sum(nearest) - sum(best))
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -67,11 +67,12 @@ class RowMaker:
         return self.questions(draw, n_rows, length)
 
     def long(self, n_rows: int, length: int) -> Rows:
-        """Copies and reversals that fill about `length` tokens."""
+        """Copies and reversals of up to `length` tokens, of any number of names: offsets must not be learned by heart."""
 
         def draw() -> Sample:
             task = copy_long if self.rng.random() < 0.7 else reverse_long
-            return task(self.rng, min(512, (length - 8) // 2))
+            most = min(512, (length - 8) // 2)
+            return task(self.rng, self.rng.randint(most // 3, most))
 
         return self.questions(draw, n_rows, length)
 
@@ -93,10 +94,10 @@ class RowMaker:
     def find(self, n_rows: int, n_records: int, at_home: float) -> tuple[Rows, Tensor]:
         """Rows of `find: key value ... ? key value key value ...` and which answers are NOT home values.
 
-        Seven to eight questions a row, one in four rows a single question ended by EOS as the task has it.
+        Seven questions a row, or a single one ended by EOS as the task has it.
         """
         generator, total = self.generator, len(WORDS)
-        n_questions = 1 if self.rng.random() < 0.25 else 7
+        n_questions = 1 if self.rng.random() < 0.5 else 7
         keys = torch.rand(n_rows, total, generator=generator).argsort(-1)[:, :n_records]
         is_home = torch.rand(n_rows, n_records, generator=generator) < at_home
         random_values = self.name_ids[torch.randint(len(NAMES), (n_rows, n_records), generator=generator)]

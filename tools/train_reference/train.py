@@ -69,11 +69,11 @@ class Objective:
     def losses(self, step: int) -> dict[str, Tensor]:
         maker, scale = self.maker, self.scale
         learned = self.n_records == self.record_limit and self.accuracy > 0.9
-        # Once look-up works at full length, its share of the step goes to the short tasks.
+        # Once look-up works at full length, the short tasks get more of the step.
         parts = {
             "text": lambda: self.loss(maker.text(5 * scale, 256)),
             "short": lambda: self.loss(maker.short((40 if learned else 20) * scale)),
-            "find": lambda: self.find_loss((1024 if learned else 2048) * scale),
+            "find": lambda: self.find_loss(2048 * scale),
         }
         if self.full:
             parts["find"] = lambda: self.find_loss(1024 * scale)
@@ -114,10 +114,13 @@ class Objective:
 
     def find_loss(self, tokens: int) -> Tensor:
         """Single stream: only the questions are hidden, and they are the last one or two blocks."""
-        n_rows = max(1, tokens // (2 * self.n_records + 20))
+        n_records = self.n_records
+        if self.maker.rng.random() < 0.5:  # also fewer of them, so that no distance is learned by heart
+            n_records = self.maker.rng.randint(min(8, n_records), n_records)
+        n_rows = max(1, tokens // (2 * n_records + 20))
         # 0.6 at 8 records, less with every doubling, none from 256 on: the stepping stone goes once it is not needed.
         at_home = max(0.0, 0.6 - 0.12 * math.log2(self.n_records / 8))
-        rows, overridden = self.maker.find(n_rows, self.n_records, at_home)
+        rows, overridden = self.maker.find(n_rows, n_records, at_home)
         length = rows.ids.shape[1]
         if self.full:
             noisy, weights = hide_in_blocks(rows, length, self.maker.generator)
