@@ -11,7 +11,7 @@ from platformdirs import user_cache_path
 
 from dlm_edge import __version__
 from dlm_edge.bundle import is_bundle, open_bundle
-from dlm_edge.errors import InputFileError
+from dlm_edge.errors import EnvironmentProblem
 
 
 def resolve_bundle(name: str | Path) -> Path:
@@ -28,7 +28,7 @@ def resolve_bundle(name: str | Path) -> Path:
         from dlm_edge.export import export
     except ImportError as error:
         hint = "pip install 'dlm-edge[export]', or give the folder of an exported bundle"
-        raise InputFileError(
+        raise EnvironmentProblem(
             "E-DEPENDENCY", f"{name} is no bundle, and exporting it needs {error.name}", hint
         ) from error
     checkpoint = open_checkpoint(name)

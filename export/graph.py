@@ -18,7 +18,7 @@ from dlm_edge.export.external_data import TYPES, ExternalData
 from dlm_edge.export.linear import Precision, WeightNodes
 from dlm_edge.export.nodes import MICROSOFT, GraphBuilder
 from dlm_edge.families.spec import ModelSpec
-from dlm_edge.kernels import DOMAIN
+from dlm_edge.kernels import DOMAIN, OPERATOR_VERSION
 from dlm_edge.kernels.prefix_block_attention.function import function_proto
 
 OPSET = 24
@@ -135,7 +135,7 @@ class StepGraph:
                 inputs.append(helper.make_tensor_value_info(f"{kind}_cache.{i}", body, cache))
                 outputs.append(helper.make_tensor_value_info(f"{kind}_cache_out.{i}", body, cache))
         graph = helper.make_graph(self.graph.nodes, "step", inputs, outputs, self.graph.initializers)
-        opsets = [("", OPSET), (MICROSOFT, 1), (DOMAIN, 1)]
+        opsets = [("", OPSET), (MICROSOFT, 1), (DOMAIN, OPERATOR_VERSION)]
         return helper.make_model(
             graph,
             opset_imports=[helper.make_opsetid(domain, version) for domain, version in opsets],

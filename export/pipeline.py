@@ -83,7 +83,8 @@ def export(
             work.path / GRAPH_NAME,
             source,
             prompts,
-            accuracy=accuracy_of(nodes, precision),
+            body=precision.body.name,
+            int8_activations=any(node["accuracy_level"] == 4 for node in nodes),
             native=target == "cpu",
         )
         copy_texts(source.path, work.path)
@@ -159,13 +160,6 @@ def write_manifest(
         files=entries,
     )
     files.write_file(folder / MANIFEST_NAME, msgspec.json.format(msgspec.json.encode(manifest), indent=2))
-
-
-def accuracy_of(nodes: list[dict[str, Any]], precision: Precision) -> str:
-    """Which bound of `verify` applies: the coarsest arithmetic in the graph decides."""
-    if any(node["accuracy_level"] == 4 for node in nodes):
-        return "int8_activations"
-    return precision.body.name
 
 
 def check_space(source: Checkpoint, out: Path) -> None:

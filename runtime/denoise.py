@@ -40,6 +40,7 @@ class Stats:
     steps: int = 0  # selections
     forward_passes: int = 0  # runs of the model: prefill, steps and clean passes
     prefill_seconds: float = 0.0
+    prefill_passes: int = 0
     density: float = 1.0  # of prefix K/V touched
 
 
@@ -143,6 +144,7 @@ class _Loop:
         began = time.perf_counter()
         self.cache.prefill(blocks[0].start)
         self.stats.prefill_seconds = time.perf_counter() - began
+        self.stats.prefill_passes = self.model.passes
         for index, block in enumerate(blocks):
             self.cache.start_block(block)
             self._fill_block(index, block)

@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from dlm_edge.bundle import Bundle, open_bundle
-from dlm_edge.errors import InputFileError, ResourceError, UsageProblem
+from dlm_edge.errors import EnvironmentProblem, InputFileError, ResourceError, UsageProblem
 from dlm_edge.families.spec import ModelSpec
+from dlm_edge.kernels import OPERATOR_VERSION
 from dlm_edge.runtime.blocks import grid_edges
 from dlm_edge.runtime.denoise import check_request, lay_out
 from dlm_edge.runtime.events import Event, Result
@@ -76,6 +77,11 @@ class Engine:
         if manifest.cache_dtype not in CACHE_DTYPES or "kv" not in manifest.cache_layouts:
             found = f"cache {', '.join(manifest.cache_layouts)} of {manifest.cache_dtype}"
             raise InputFileError("E-MANIFEST", f"{path}: {found} is not known here", "export it with this version")
+        if manifest.operator_version > OPERATOR_VERSION:
+            found = f"operators of version {manifest.operator_version}, this installation has {OPERATOR_VERSION}"
+            raise EnvironmentProblem(
+                "E-OP", f"{path} needs {found}", "install the version of dlm-edge that exported it"
+            )
         budget = parse_bytes(memory_budget)
         weights = sum(entry.size for entry in manifest.files if entry.name.startswith("model.onnx"))
         per_position = cache_bytes_per_position(spec, manifest.cache_dtype)

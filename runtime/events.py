@@ -21,6 +21,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     forward_passes: int  # prefill, steps and the passes over finished blocks
     steps_per_token: float | None  # forward passes per generated token; None without one
     prefill_seconds: float
+    prefill_passes: int
     seconds: float
     effective_tokens_per_s: float
     density: float  # share of the prefix K/V that was read; 1 is dense attention

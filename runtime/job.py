@@ -171,6 +171,7 @@ def empty_result(job: Job) -> Result:
         forward_passes=0,
         steps_per_token=None,
         prefill_seconds=0.0,
+        prefill_passes=0,
         seconds=0.0,
         effective_tokens_per_s=0.0,
         density=1.0,

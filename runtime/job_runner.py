@@ -76,6 +76,7 @@ def make_result(job: Job, text: str, tokens: list[int], stats: Stats, seconds: f
         forward_passes=stats.forward_passes,
         steps_per_token=stats.forward_passes / len(tokens) if tokens else None,
         prefill_seconds=stats.prefill_seconds,
+        prefill_passes=stats.prefill_passes,
         seconds=seconds,
         effective_tokens_per_s=len(tokens) / seconds,
         density=stats.density,

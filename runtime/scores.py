@@ -67,7 +67,7 @@ class ScoreReducer:
         if not np.isfinite(weights[top1]):
             found = "NaN" if np.isnan(weights[top1]) else "no finite score" if weights[top1] < 0 else "infinity"
             message = f"{found} in the scores of position {position} at step {step}"
-            raise JobError("E-NUM", message, "check the model with `dlm-edge check`; other requests are not affected")
+            raise JobError("E-NUM", message, "export the model again; other requests are not affected")
         weights -= weights[top1]
         entropy_sum = self._exponentials(weights)
         total = float(weights.sum(dtype=np.float64))

@@ -63,7 +63,7 @@ def open_session(graph: Path, *, device: str = "auto", threads: int | None = Non
         )
     if session.get_providers()[0] != PROVIDERS[chosen]:
         message = f"ONNX Runtime could not load its {chosen} provider"
-        raise EnvironmentProblem("E-DEVICE", message, "`dlm-edge doctor` names the missing library; or --device cpu")
+        raise EnvironmentProblem("E-DEVICE", message, "see `dlm-edge doctor`, or --device cpu")
     return OpenSession(session, ort, chosen, native)
 
 

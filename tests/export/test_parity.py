@@ -12,6 +12,7 @@ from dlm_edge.errors import JobError
 from dlm_edge.export import export, pipeline
 from dlm_edge.export.verify import empty_caches, last_block, make_prompts, open_session, run, verify, whole
 from dlm_edge.models import load_model
+from dlm_edge.quant import quantize
 from tests.tiny import FAMILY_NAMES, make_checkpoint
 
 TOLERANCE = 1e-4  # of the largest logit; measured over these checkpoints: 1e-6 to 4e-6
@@ -78,4 +79,27 @@ def test_one_changed_weight_is_noticed(tmp_path):
     (tmp_path / "bundle" / "model.onnx.data").write_bytes(data)
     with pytest.raises(JobError, match="differs"):
         graph, checkpoint = tmp_path / "bundle" / "model.onnx", open_checkpoint(source)
-        verify(graph, checkpoint, make_prompts(checkpoint), accuracy="float32", native=False)
+        verify(graph, checkpoint, make_prompts(checkpoint), body="float32", int8_activations=False, native=False)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("family", ["llada", "fast_dllm_v2"])  # untied with a separate head, and tied with biases
+def test_packed_checkpoints(family, bits, tmp_path):
+    """Packed weights give what the dequantized ones give in torch; int8 activations are reported beside that."""
+    source = make_checkpoint(tmp_path / "source", family, padded_rows=5)
+    quantize(source, tmp_path / "packed", method="rtn", bits=bits, group_size=32)
+    exact = export(tmp_path / "packed", tmp_path / "exact", accuracy="exact")
+    assert exact.parity["max_rel_error"] <= TOLERANCE
+    assert {node["accuracy_level"] for node in exact.nodes} == {0}
+    fast = export(tmp_path / "packed", tmp_path / "fast")
+    assert fast.parity["exact_max_rel_error"] <= TOLERANCE
+    levels = {node["name"]: node["accuracy_level"] for node in fast.nodes}
+    assert levels["layers.0.q.weight"] == 4
+    assert levels["layers.0.down.weight"] == (0 if bits in (3, 4) else 4)
+    assert not list((tmp_path / "fast").glob("exact-*"))
+
+
+def test_the_cuda_target_is_float16_and_runs_on_its_function_body(tmp_path):
+    source = make_checkpoint(tmp_path / "source", "sdar")
+    report = export(source, tmp_path / "bundle", target="cuda")
+    assert 1e-6 < report.parity["max_rel_error"] <= 2e-2  # float16 it is, and within its rounding

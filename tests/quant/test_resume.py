@@ -52,7 +52,9 @@ def hashes(folder: Path) -> dict[str, str]:
     ("method", "kill", "only", "n_calls", "stride"),
     [("rtn", False, None, 80, 6), ("rtn", True, None, 80, 2), ("gptq", True, {"open", "replace"}, 24, 4)],
 )
-def test_whichever_file_call_fails_the_result_is_the_same(text, tmp_path, monkeypatch, method, kill, only, n_calls, stride):
+def test_whichever_file_call_fails_the_result_is_the_same(
+    text, tmp_path, monkeypatch, method, kill, only, n_calls, stride
+):
     """Fail or kill at call 1, 1 + stride, ... until a run sees no fault; after each, resume and compare."""
     layers = 1 if method == "rtn" else 2
     small = make_checkpoint(tmp_path / "source", "sdar", n_layers=layers, hidden_size=32, intermediate_size=48)
