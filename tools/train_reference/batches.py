@@ -43,7 +43,7 @@ def hide_in_blocks(rows: Rows, block: int, generator: torch.Generator) -> tuple[
 class RowMaker:
     """Draws rows of every kind from one seed."""
 
-    def __init__(self, tokenizer: Tokenizer, text_ids: Tensor, block: int, seed: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, text_ids: Tensor, block: int | None, seed: int) -> None:
         self.tokenizer, self.text_ids, self.block = tokenizer, text_ids, block
         self.rng = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
@@ -77,15 +77,16 @@ class RowMaker:
         return self.questions(draw, n_rows, length)
 
     def questions(self, draw, n_rows: int, length: int) -> Rows:  # type: ignore[no-untyped-def]
-        """Prompt, answer, EOS up to the end of the block (those EOS are answers too), then EOS padding."""
+        """Prompt, answer, EOS. With blocks the EOS up to the end of the block are answers, the rest is padding; with
+        full attention (`block` None) the canvas reaches to the end of the row, and all of it is answer."""
         ids, answers = [], []
         while len(ids) < n_rows:
             sample = draw()
             prompt = self.tokenizer.encode(sample.prompt).ids
             answer = self.tokenizer.encode(sample.answer).ids + [EOS_ID]
             n = len(prompt) + len(answer)
-            end = -(-n // self.block) * self.block
-            if end > length:
+            end = length if self.block is None else -(-n // self.block) * self.block
+            if max(n, end) > length:
                 continue
             ids.append(prompt + answer + [EOS_ID] * (length - n))
             answers.append([False] * len(prompt) + [True] * (end - len(prompt)) + [False] * (length - end))
@@ -108,7 +109,7 @@ class RowMaker:
         pieces = [self.repeat(self.find_ids, n_rows), records, self.repeat(self.ask_ids, n_rows), questions]
         ids = torch.cat(pieces, 1)
         first = ids.shape[1] - 2 * n_questions
-        pad = -ids.shape[1] % self.block
+        pad = -ids.shape[1] % (self.block or 16)
         ids = torch.cat([ids, torch.full((n_rows, pad), EOS_ID)], 1)
         answers = torch.zeros_like(ids, dtype=torch.bool)
         answers[:, first + 1 : first + 2 * n_questions : 2] = True

@@ -60,7 +60,7 @@ class Objective:
     def __init__(self, model: DiffusionTransformer, maker: RowMaker, scale: int) -> None:
         self.model, self.maker, self.scale = model, maker, scale
         self.full = model.spec.conventions.attention == "full"
-        self.block = maker.block
+        self.block = maker.block or 16
         self.patterns: dict[tuple[int, int], TwoStream] = {}
         self.record_limit = 32 if self.full else 509
         self.n_records, self.accuracy = 8, 0.0
@@ -76,7 +76,10 @@ class Objective:
             "find": lambda: self.find_loss(2048 * scale),
         }
         if self.full:
-            parts["find"] = lambda: self.find_loss(1024 * scale)
+            length = [32, 48, 64][step % 3]  # canvases of several lengths
+            parts["text"] = lambda: self.loss(maker.text(3 * scale, 128))
+            parts["short"] = lambda: self.loss(maker.short(2400 * scale // length, length))
+            parts["find"] = lambda: self.find_loss(512 * scale)
         elif self.n_records >= 64 or step > 900:
             length = [128, 128, 256, 512][step % 4]
             parts["long"] = lambda: self.loss(maker.long(1024 * scale // length, length))
@@ -173,7 +176,8 @@ def run(rank: int, args: argparse.Namespace, rendezvous: str) -> None:
     torch.manual_seed(args.seed)
     model = DiffusionTransformer(make_spec(args.kind, tokenizer.get_vocab_size(), args.block, args.shape or args.kind))
     initialise(model)
-    objective = Objective(model, RowMaker(tokenizer, text_ids, args.block, args.seed * 1000 + rank), args.scale)
+    block = None if args.kind == "full" else args.block
+    objective = Objective(model, RowMaker(tokenizer, text_ids, block, args.seed * 1000 + rank), args.scale)
     for name, parameter in model.named_parameters():
         # Gains in front of a linear layer are redundant; only the query norm's sets the sharpness of attention.
         parameter.requires_grad_(parameter.dim() > 1 or "q_norm" in name)
