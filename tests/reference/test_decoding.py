@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import math
 
+import pytest
+from tokenizers import Tokenizer
+
+from dlm_edge.checkpoint import open_checkpoint
+from dlm_edge.evaluation.masked_nll import masked_nll, text_windows
 from dlm_edge.evaluation.tasks import SHORT_TASKS, make_samples
 from dlm_edge.export import export
 from dlm_edge.models import load_model, plain_loop
@@ -51,9 +56,22 @@ def test_full_attention_caches_with_a_refresh_at_every_step_change_nothing(opene
         assert result.token_ids == expected, cache
 
 
-def test_it_has_learned_something(opened):
-    """Far above chance on what both models were trained for; the full figures are in their model cards."""
+def test_reference_has_learned_its_tasks(opened):
     engine, _ = opened
+    if engine.spec.conventions.attention == "full":
+        pytest.skip("reference-full is under-trained: its model card says what it can do")
     samples = make_samples("copy", 10, seed=14)
     right = sum(s.is_correct(engine.generate(s.prompt, max_new_tokens=NEW_TOKENS).text) for s in samples)
-    assert right >= 5
+    assert right >= 9
+
+
+def test_both_predict_text_far_better_than_chance(opened):
+    engine, _ = opened
+    windows, _ = text_windows(Tokenizer.from_file(str(tokenizer_of(engine))), 8, 256)
+    bound = masked_nll(engine.parts.model, engine.spec, windows, seed=0).bound.mean()
+    assert bound < math.log(engine.spec.vocab_size) - 1.5  # nats per token; uniform guessing gives log(vocab_size)
+
+
+def tokenizer_of(engine):
+    name = "reference-full" if engine.spec.conventions.attention == "full" else "reference"
+    return open_checkpoint(name).path / "tokenizer.json"
