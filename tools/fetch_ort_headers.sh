@@ -12,7 +12,8 @@ target=$(cd "$target" && pwd)
 apt=$(mktemp -d)
 trap 'rm -rf "$apt"' EXIT
 mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$apt/parts"
-echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian $suite main" \
+mirror=$(apt-get indextargets --format '$(REPO_URI)' | sort -u | head -n 1) # the one this system uses already
+echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${mirror:?no package mirror is configured} $suite main" \
   > "$apt/sources.list"
 set -- -o Dir::Etc::SourceList="$apt/sources.list" -o Dir::Etc::SourceParts="$apt/parts" \
   -o Dir::State::Lists="$apt/lists" -o Dir::Cache="$apt/cache" -o APT::Sandbox::User=root
