@@ -33,7 +33,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     cache_layouts: tuple[str, ...]
     cache_dtype: str
     quantization: dict[str, Any] | None
-    nodes: tuple[dict[str, Any], ...]  # per MatMulNBits node: name, bits, group_size, accuracy_level
+    nodes: tuple[
+        dict[str, Any], ...
+    ]  # per packed weight: name, form, bits, group_size, zero, activations, accuracy_level
     sampler_defaults: dict[str, Any]
     parity: dict[str, Any]
     measured: dict[str, Any]

@@ -1,14 +1,16 @@
-"""`inspect_artefact`: what a folder holds, from its headers alone; no weight is read."""
+"""`inspect_artefact`: what a folder holds, from its headers alone; no weight is read. `inspect_outliers` runs its layers."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from dlm_edge.bundle import is_bundle, open_bundle
+from dlm_edge.errors import UsageProblem
 from dlm_edge.families.spec import ModelSpec
 
 
@@ -25,6 +27,30 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     dimensions: dict[str, Any]
     cache_bytes_per_token: int
     quantization: dict[str, Any] | None
+    outliers: list[dict[str, Any]] | None = None  # profiles of the linear inputs, with what W8A8 would do about them
+
+
+def inspect_outliers(
+    path: str | Path, *, calib_data: Path | None = None, seed: int = 0, progress: Callable[[str], None] = lambda _: None
+) -> list[dict[str, Any]]:
+    """The outliers of every linear input of a checkpoint on calibration states: fields of `quant.outliers.InputProfile`,
+    and `treatments`, what would be done about them for int8 activations.
+
+    Raises E-USAGE for a bundle, E-TOK, E-CALIB, E-NAN, and what opening the checkpoint raises.
+    """
+    if is_bundle(Path(path)):
+        message = f"{path} is a bundle; outliers are found in the checkpoint it was made from"
+        raise UsageProblem("E-USAGE", message, "give the checkpoint's folder")
+    from dlm_edge.checkpoint import open_checkpoint
+    from dlm_edge.quant.outliers import profile_outliers
+    from dlm_edge.quant.treatments import choose_treatments
+
+    checkpoint = open_checkpoint(path)
+    profiles = profile_outliers(checkpoint, calib_data=calib_data, seed=seed, progress=progress)
+    return [
+        {**msgspec.to_builtins(p), "treatments": choose_treatments(p, checkpoint.spec, bits=8, activations="int8")}
+        for p in profiles
+    ]
 
 
 def inspect_artefact(path: str | Path) -> Inspection:

@@ -32,6 +32,7 @@ from dlm_edge.errors import JobError, UsageProblem
 from dlm_edge.quantized import RECORD_NAME
 
 JOURNAL = "journal.jsonl"
+CONVERSION_NAME = "dlm_edge_conversion.json"  # what `convert` leaves in a folder of another tool's format
 
 
 class WorkFolder:
@@ -160,7 +161,8 @@ def check_ours(path: Path, *, journal_is_proof: bool) -> None:
 def check_replaceable(out: Path) -> None:
     """Raise E-EXISTS when `out` is there and is neither empty nor an output of ours."""
     if out.is_dir():
-        if not any(out.iterdir()) or (out / RECORD_NAME).is_file() or holds_our_manifest(out):
+        ours = (out / RECORD_NAME).is_file() or (out / CONVERSION_NAME).is_file() or holds_our_manifest(out)
+        if ours or not any(out.iterdir()):
             return
     elif not out.exists():
         return

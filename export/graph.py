@@ -15,7 +15,8 @@ from onnx import TensorProto, helper
 
 from dlm_edge.checkpoint import Checkpoint
 from dlm_edge.export.external_data import TYPES, ExternalData
-from dlm_edge.export.linear import Precision, WeightNodes
+from dlm_edge.export.linear import WeightNodes
+from dlm_edge.export.n_bits import Precision
 from dlm_edge.export.nodes import MICROSOFT, GraphBuilder
 from dlm_edge.families.spec import ModelSpec
 from dlm_edge.kernels import DOMAIN, OPERATOR_VERSION
@@ -26,17 +27,13 @@ IR_VERSION = 11
 
 
 class StepGraph:
-    """Builds the graph of one checkpoint; `quantized` lists its MatMulNBits nodes afterwards."""
+    """Builds the graph of one checkpoint; `weights.quantized` lists its packed weights afterwards."""
 
     def __init__(self, checkpoint: Checkpoint, data: ExternalData, precision: Precision) -> None:
         self.spec: ModelSpec = checkpoint.spec
         self.precision = precision
-        self.graph = GraphBuilder(data)
+        self.graph = GraphBuilder(data, precision.body)
         self.weights = WeightNodes(checkpoint, self.graph, precision)
-
-    @property
-    def quantized(self) -> list[dict[str, object]]:
-        return self.weights.quantized
 
     def build(self) -> onnx.ModelProto:
         cos, sin = self.rope_tables()

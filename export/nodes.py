@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from dlm_edge.export.external_data import ExternalData
 
@@ -17,12 +17,12 @@ MICROSOFT = "com.microsoft"
 class GraphBuilder:
     """`add` appends a node and returns the name of its (first) output; values are addressed by name."""
 
-    def __init__(self, data: ExternalData) -> None:
-        self.data = data
+    def __init__(self, data: ExternalData, float_dtype: np.dtype[Any]) -> None:
+        self.data, self.float_dtype = data, float_dtype
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.scope = ""
-        self._constants: dict[tuple[Any, ...], str] = {}
+        self._constants: set[str] = set()
 
     def add(
         self, op: str, inputs: list[str], name: str, *, domain: str = "", overload: str = "", **attributes: Any
@@ -40,9 +40,25 @@ class GraphBuilder:
 
     def integers(self, *values: int) -> str:
         """A small int64 constant [len(values)], shared by all who ask for the same one."""
-        key = ("int64", *values)
-        if key not in self._constants:
-            name = "const_" + "_".join(str(v) for v in values)
-            self.initializers.append(helper.make_tensor(name, onnx.TensorProto.INT64, [len(values)], values))
-            self._constants[key] = name
-        return self._constants[key]
+        return self._constant("const_" + "_".join(str(v) for v in values), np.array(values, np.int64))
+
+    def number(self, name: str, value: float) -> str:
+        """A shared scalar in the body's dtype."""
+        return self._constant(name, np.array(value, self.float_dtype))
+
+    def byte(self, name: str, value: int) -> str:
+        """A shared uint8 scalar."""
+        return self._constant(name, np.array(value, np.uint8))
+
+    def shared(self, name: str, array: NDArray[np.generic]) -> str:
+        """As `weight`, for an array that is the same under the same name."""
+        if name not in self._constants:
+            self._constants.add(name)
+            self.weight(name, array)
+        return name
+
+    def _constant(self, name: str, value: NDArray[Any]) -> str:
+        if name not in self._constants:
+            self._constants.add(name)
+            self.initializers.append(numpy_helper.from_array(value, name))
+        return name

@@ -15,12 +15,12 @@ import dlm_edge
 from dlm_edge import files, kernels
 from dlm_edge.bundle import MANIFEST_NAME, MANIFEST_SCHEMA, FileEntry, Manifest
 from dlm_edge.checkpoint import Checkpoint, open_checkpoint
-from dlm_edge.checkpoint.strict_json import read_json_object
+from dlm_edge.checkpoint.chat_template import read_chat_template
 from dlm_edge.errors import ResourceError, UsageProblem
 from dlm_edge.export.card import model_card
 from dlm_edge.export.external_data import ExternalData, data_path
 from dlm_edge.export.graph import OPSET, StepGraph
-from dlm_edge.export.linear import Precision
+from dlm_edge.export.n_bits import Precision
 from dlm_edge.export.verify import make_prompts, verify
 from dlm_edge.journal import JOURNAL, WorkFolder, free_bytes
 from dlm_edge.memory import peak_rss_bytes
@@ -76,7 +76,9 @@ def export(
     with WorkFolder.open(out, fingerprint, resume=False, restart=restart, discard_unfinished=True) as work:
         say(f"reading   {source.name}: {source.spec.family}, {source.spec.n_layers} layers")
         precision = Precision(BODY[target], int8_activations=target == "cpu" and accuracy == "fast")
-        nodes = write_graph(source, work.path / GRAPH_NAME, precision)
+        nodes, notices = write_graph(source, work.path / GRAPH_NAME, precision)
+        for notice in notices:
+            say(f"notice    {notice}")
         source.check_unchanged()
         say("checking  the graph against the source model")
         parity = verify(
@@ -84,7 +86,7 @@ def export(
             source,
             prompts,
             body=precision.body.name,
-            int8_activations=any(node["accuracy_level"] == 4 for node in nodes),
+            int8_activations=any(node["accuracy_level"] == 4 or node["activations"] == "int8" for node in nodes),
             native=target == "cpu",
         )
         copy_texts(source.path, work.path)
@@ -104,14 +106,14 @@ def export(
     )
 
 
-def write_graph(source: Checkpoint, path: Path, precision: Precision) -> list[dict[str, Any]]:
-    """Stream weights into the data file, then write the graph; returns the MatMulNBits nodes."""
+def write_graph(source: Checkpoint, path: Path, precision: Precision) -> tuple[list[dict[str, Any]], list[str]]:
+    """Stream weights into the data file, then write the graph; returns its packed weights, and notices for the user."""
     with files.replacing(data_path(path)) as file:
         step = StepGraph(source, ExternalData(file, data_path(path).name), precision)
         model = step.build()
     files.write_file(path, model.SerializeToString(deterministic=True))
     onnx.checker.check_model(str(path))
-    return list(step.quantized)
+    return step.weights.quantized, step.weights.notices
 
 
 def copy_texts(source: Path, folder: Path) -> None:
@@ -119,14 +121,9 @@ def copy_texts(source: Path, folder: Path) -> None:
     for name in COPIED:
         if (source / name).is_file():
             files.write_file(folder / name, (source / name).read_bytes())
-    template, config = folder / "chat_template.jinja", source / "tokenizer_config.json"
-    if template.is_file() or not config.is_file():
-        return
-    text = read_json_object(config).get("chat_template")
-    if isinstance(text, list):  # several, by name
-        text = next((t.get("template") for t in text if isinstance(t, dict) and t.get("name") == "default"), None)
-    if isinstance(text, str):
-        files.write_file(template, text)
+    template = read_chat_template(source)
+    if template is not None and not (folder / "chat_template.jinja").is_file():
+        files.write_file(folder / "chat_template.jinja", template)
 
 
 def write_manifest(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ from dlm_edge.errors import InputFileError
 from dlm_edge.evaluation.tasks import SHORT_TASKS, make_samples
 from dlm_edge.evaluation.text import python_sources
 from dlm_edge.families.spec import ModelSpec
-from dlm_edge.quant.states import Row
+from dlm_edge.quant.calibration_files import read_entries
+from dlm_edge.quant.state_batch import Row
 
 WINDOW = 256  # tokens of a row of running text
 ROW_UNIT = 16  # rows of full-attention families are filled up to a multiple of this, so that few lengths remain
 TASK_SHARE = 0.4  # of the tokens of the shipped mix
 TASK_SEED = 1_000_000_000  # evaluation seeds are small numbers
-MAX_FILE_BYTES = 64 << 20
 MAX_REPEATS = 8  # passes over the same rows with other masks, when there is little text
 
 # messages -> text in the model's chat format, up to where the assistant answers
@@ -35,6 +35,7 @@ class CalibrationRows:
     source: str  # "default", or the name of the file
     sha256: str  # of the token ids: the same text in another vocabulary is other data
     duplicates: int = 0
+    left_out: int = 0  # rows that the tokens asked for did not need
 
 
 class RowCutter:
@@ -84,44 +85,19 @@ def _task_rows(tokenizer: Tokenizer, cutter: RowCutter, n_tokens: int, seed: int
 
 
 def read_rows(path: Path, tokenizer: Tokenizer, spec: ModelSpec, render: Render | None) -> CalibrationRows:
-    """Rows of a .txt file (running text) or a .jsonl file with "text", "prompt" and "answer", or "messages".
+    """Rows of a file with running text, questions with answers, or conversations; see calibration_files.
 
     `render` turns messages into text with the model's chat template. Raises E-CALIB naming the line.
     """
-    if path.suffix not in (".txt", ".jsonl"):
-        raise InputFileError("E-CALIB", f"{path}: only .txt and .jsonl files can be read", "convert it to one of them")
-    text, cutter = read_text(path), RowCutter(spec)
-    if path.suffix == ".txt":
-        rows = list(cutter.cut(encode(tokenizer, text)))
-    else:
-        rows = []
-        for number, line in enumerate(text.splitlines(), 1):
-            if line.strip():
-                rows += _json_rows(line, f"{path}, line {number}", tokenizer, cutter, render)
+    cutter, rows = RowCutter(spec), list[Row]()
+    for where, entry in read_entries(path):
+        rows += _entry_rows(entry, where, tokenizer, cutter, render)
     return _checked(rows, path.name)
 
 
-def read_text(path: Path) -> str:
-    hint = "give a readable text file in UTF-8"
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            message = f"{path} has {path.stat().st_size} bytes, more than {MAX_FILE_BYTES}"
-            raise InputFileError("E-CALIB", message, "a few megabytes of varied text are plenty: cut it")
-        text = path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputFileError("E-CALIB", f"{path} is not UTF-8 (byte {error.start})", hint) from error
-    except OSError as error:
-        raise InputFileError("E-CALIB", f"cannot read {path}: {error.strerror}", hint) from error
-    if not text.strip():
-        raise InputFileError("E-CALIB", f"{path} is empty", hint)
-    return text
-
-
-def _json_rows(line: str, where: str, tokenizer: Tokenizer, cutter: RowCutter, render: Render | None) -> Iterator[Row]:
-    try:
-        entry: Any = json.loads(line)
-    except ValueError as error:
-        raise InputFileError("E-CALIB", f"{where} is not JSON ({error})", "one JSON object per line") from error
+def _entry_rows(
+    entry: Any, where: str, tokenizer: Tokenizer, cutter: RowCutter, render: Render | None
+) -> Iterator[Row]:
     match entry:
         case {"text": str(text)}:
             yield from cutter.cut(encode(tokenizer, text))
@@ -131,10 +107,22 @@ def _json_rows(line: str, where: str, tokenizer: Tokenizer, cutter: RowCutter, r
             if render is None:
                 hint = 'use "text", or "prompt" and "answer"'
                 raise InputFileError("E-CALIB", f'{where} has "messages", but the model has no chat template', hint)
-            yield from cutter.whole(encode(tokenizer, render(earlier)), encode(tokenizer, answer))
+            yield from cutter.whole(
+                encode(tokenizer, render(checked_messages(earlier, where))), encode(tokenizer, answer)
+            )
         case _:
-            hint = 'each line needs "text", "prompt" and "answer", or "messages" that end with the assistant\'s'
+            hint = 'each entry needs "text", "prompt" and "answer", or "messages" that end with the assistant\'s'
             raise InputFileError("E-CALIB", f"{where} has nothing to calibrate on", hint)
+
+
+def checked_messages(messages: list[Any], where: str) -> list[dict[str, str]]:
+    for message in messages:
+        match message:
+            case {"role": str(), "content": str()}:
+                continue
+        hint = 'each needs "role" and "content", both texts'
+        raise InputFileError("E-CALIB", f"{where} has a message without a text", hint)
+    return messages
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -150,7 +138,24 @@ def _checked(rows: list[Row], source: str) -> CalibrationRows:
     return CalibrationRows(unique, source, digest, len(rows) - len(unique))
 
 
-def repeated(rows: list[Row], n_tokens: int) -> list[Row]:
-    """The rows as often as it takes to reach `n_tokens`, `MAX_REPEATS` times at most: each pass hides other tokens."""
+def limited(data: CalibrationRows, n_tokens: int, seed: int) -> CalibrationRows:
+    """Rows at random, in their order, until they hold `n_tokens`."""
+    order = list(range(len(data.rows)))
+    random.Random(f"rows/{seed}").shuffle(order)
+    taken, count = list[int](), 0
+    for i in order:
+        if count >= n_tokens:
+            break
+        taken.append(i)
+        count += data.rows[i].n_content
+    return replace(data, rows=[data.rows[i] for i in sorted(taken)], left_out=len(order) - len(taken))
+
+
+def repeats(rows: list[Row], n_tokens: int) -> int:
+    """Passes over the rows to reach `n_tokens`, give or take a tenth, `MAX_REPEATS` at most: each hides other tokens."""
     count = sum(row.n_content for row in rows)
-    return rows * min(MAX_REPEATS, max(1, -(-n_tokens // count)))
+    return min(MAX_REPEATS, max(1, -(-int(0.9 * n_tokens) // count)))
+
+
+def repeated(rows: list[Row], n_tokens: int) -> list[Row]:
+    return rows * repeats(rows, n_tokens)

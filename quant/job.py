@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,28 +15,27 @@ from dlm_edge.checkpoint import Checkpoint
 from dlm_edge.errors import Stopped
 from dlm_edge.journal import WorkFolder
 from dlm_edge.models.transformer import Layer
-from dlm_edge.quant import rtn
 from dlm_edge.quant.calibration import Calibration
-from dlm_edge.quant.layer_file import StoredTensor, packed_tensors, read_packed_tensors, write_layer_file
+from dlm_edge.quant.finished import FinishedLayers, file_name, layer_key, moments_name
+from dlm_edge.quant.held_out import held_out_states
+from dlm_edge.quant.layer_file import StoredTensor, packed_tensors, write_layer_file
 from dlm_edge.quant.layer_pass import advance
-from dlm_edge.quant.layer_step import quantize_with_states, quantize_without_states
-from dlm_edge.quant.methods import METHODS, QuantizedLinear
+from dlm_edge.quant.layer_step import LayerJob, quantize_with_states, quantize_without_states
+from dlm_edge.quant.methods import QuantizedLinear, find_method
+from dlm_edge.quant.moments import Moments
+from dlm_edge.quant.outer import chunks, outer_tensors, packed_chunks
 from dlm_edge.quant.output_folder import audit, write_folder
-from dlm_edge.quant.plan import OUTER_BITS, Plan, QuantizeOptions
+from dlm_edge.quant.plan import Plan, QuantizeOptions
+from dlm_edge.quant.probing import allocate_bits
+from dlm_edge.quant.quality_probe import QualityProbe
 from dlm_edge.quant.report import LayerReport, layer_line
+from dlm_edge.quant.rotation import Rotation
 from dlm_edge.quant.source_weights import SourceWeights
-from dlm_edge.quantized import LayerRecord, QuantizationRecord, QuantizedTensor, dequantize
+from dlm_edge.quant.statistics import InputStatistics
+from dlm_edge.quantized import LayerRecord, QuantizationRecord
 
-OUTER_ROWS = 4096  # rounded at a time
-OUTER = "outer"  # journal key and file name of what belongs to no layer
-
-
-def layer_key(i: int) -> str:
-    return f"layer-{i:04}"
-
-
-def file_name(key: str) -> str:
-    return f"{key}.safetensors"
+IMATRIX = "imatrix.dat"
+OUTER, BITS, QUALITY = "outer", "bits", "quality"  # journal keys of what belongs to no layer
 
 
 class Job:
@@ -45,174 +43,202 @@ class Job:
 
     def __init__(
         self,
-        source: Checkpoint,
-        options: QuantizeOptions,
         plan: Plan,
+        options: QuantizeOptions,
         calibrated: Calibration | None,
         work: WorkFolder,
         say: Callable[[str], None],
     ) -> None:
-        self.source, self.options, self.plan, self.work, self.say = source, options, plan, work, say
-        self.calibrated = calibrated
-        self.config = METHODS[options.method].config(bits=options.bits, group_size=options.group_size)
-        self.weights = SourceWeights(source, zero_nonfinite=options.allow_nonfinite)
+        self.source: Checkpoint = plan.checkpoint
+        self.options, self.plan, self.work, self.say = options, plan, work, say
+        self.calibrated, self.recipe = calibrated, options.recipe
+        rotation = Rotation.of(self.source.spec, options.seed) if self.recipe.rotate else None
+        self.weights = SourceWeights(self.source, zero_nonfinite=options.allow_nonfinite, rotation=rotation)
+        self.done = FinishedLayers(work, plan, self.weights)
         self.hidden: list[Tensor] = []
+        self.full: list[Tensor] | None = None
+        self.probe: QualityProbe | None = None
+        self.moments: dict[str, Moments] = {}
         self.started, self.finished_now = time.perf_counter(), 0
 
     def run(self) -> None:
+        n_layers = self.source.spec.n_layers
         try:
             self.quantize_layers()
         except KeyboardInterrupt:
-            done = sum(self.work.is_done(layer_key(i)) for i in range(self.source.spec.n_layers))
-            message = f"stopped with {done} of {self.source.spec.n_layers} layers finished"
+            done = sum(self.work.is_done(layer_key(i)) for i in range(n_layers))
+            message = f"stopped with {done} of {n_layers} layers finished"
             raise Stopped("E-STOPPED", message, "continue with the same command and --resume") from None
         self.source.check_unchanged()
-        write_folder(self.work.path, self.source, self.options, self.record(), self.where())
-        audit(self.work.path, self.source, self.plan)
+        write_folder(self.work.path, self.plan, self.options, self.record(), self.done.where(OUTER))
+        if self.options.imatrix:
+            self.done.write_imatrix(self.work.path / IMATRIX)
+        audit(self.work.path, self.plan)
         self.source.check_unchanged()
 
     def quantize_layers(self) -> None:
         n_layers = self.source.spec.n_layers
         if not self.work.is_done(OUTER):
-            self.write_outer()
-        last_missing = max((i for i in range(n_layers) if not self.work.is_done(layer_key(i))), default=-1)
-        if self.calibrated and last_missing >= 0:
-            table = torch.from_numpy(self.weights.load("embed.weight"))
-            self.hidden = [table[batch.ids] for batch in self.calibrated.batches]
-            del table
-        for i in range(last_missing + 1):
-            if not self.work.is_done(layer_key(i)):
+            tensors, records = outer_tensors(self.plan, self.weights)
+            self.write_file(OUTER, tensors, layers=[msgspec.to_builtins(r) for r in records])
+        if find_method(self.recipe.method).allocates and not self.work.is_done(BITS):
+            self.say("probing   every layer at 2, 3, 4 and 8 bits")
+            assert self.calibrated is not None
+            self.work.record(
+                BITS, names=[], bits=allocate_bits(self.plan, self.recipe, self.weights, self.calibrated.batches)
+            )
+        missing = [i for i in range(n_layers) if not self.work.is_done(layer_key(i))]
+        if self.calibrated and not (not missing and self.work.is_done(QUALITY)):
+            self.open_streams()
+        for i in range(n_layers if self.probe else max(missing, default=-1) + 1):
+            if i in missing:
                 self.quantize_layer(i)
             elif self.calibrated:
                 self.pass_finished(i)
+        if self.probe:
+            self.work.record(QUALITY, names=[], quality=self.measured_quality(self.probe))
+
+    def open_streams(self) -> None:
+        assert self.calibrated is not None
+
+        def embed(which: str, ids: Tensor) -> Tensor:
+            if which == "after" and "embed.weight" in self.plan.outer:
+                return self.done.gathered_embedding(OUTER, ids)
+            return self.weights.gathered("embed.weight", ids)
+
+        ids = [batch.ids for batch in self.calibrated.batches]
+        self.hidden = [embed("after", i) for i in ids]
+        if find_method(self.recipe.method).needs_full or self.recipe.tuning is not None:
+            self.full = [embed("before", i) for i in ids]
+        self.probe = QualityProbe(self.plan.spec, held_out_states(self.source, self.options), embed)
 
     def quantize_layer(self, i: int) -> None:
-        layer, names, options = self.weights.layer(i), self.names(i), self.options
+        started, layer = time.perf_counter(), self.weights.layer(i)
+        names = self.plan.names(i)
+        job = LayerJob(self.plan.spec, names, self.bits_of(names), self.recipe, self.options.strict, self.note_inputs)
         if self.calibrated:
+            zero = self.options.allow_nonfinite
             results = quantize_with_states(
-                layer,
-                self.source.spec,
-                self.calibrated.batches,
-                self.hidden,
-                names,
-                options.method,
-                self.config,
-                strict=options.strict,
-                zero_nonfinite=options.allow_nonfinite,
+                layer, job, self.calibrated.batches, self.hidden, self.full, zero_nonfinite=zero
             )
+            self.advance_beside(i, layer)
         else:
-            results = quantize_without_states(layer, names, options.method, self.config, strict=options.strict)
+            results = quantize_without_states(layer, job)
         for result in results:
+            if result is results[0]:
+                result.record.notes.extend(self.zeroed_elsewhere(i, names))
             zeroed = self.weights.zeroed.get(f"layers.{i}.{result.linear}.weight")
             if zeroed:
                 result.record.notes.append(f"{zeroed} NaN or infinite weights set to zero")
-        self.keep(i, results)
+            if self.work.is_done(BITS) and result.record.bits > self.recipe.bits:
+                result.record.treatment.append("more bits")
+        self.keep(i, layer, results, time.perf_counter() - started)
 
-    def keep(self, i: int, results: list[QuantizedLinear]) -> None:
-        packed = [t for r in results for t in packed_tensors(r.record.name, r.tensor)]
-        self.write_file(
-            layer_key(i),
-            packed + self.untouched(i),
-            layers=[msgspec.to_builtins(r.record) for r in results],
-            seconds=[r.seconds for r in results],
-            fallbacks=[r.record.name for r in results if r.fell_back],
-            packed_bytes=sum(t.size_bytes for t in packed),
-        )
-        self.finished_now += 1
-        left = sum(not self.work.is_done(layer_key(j)) for j in range(self.source.spec.n_layers))
-        eta = (time.perf_counter() - self.started) / self.finished_now * left
-        for n, r in enumerate(results, 1):
-            done = sum(len(self.names(j)) for j in range(i)) + n
-            self.say(layer_line(LayerReport.of(r.record, r.seconds), done, len(self.plan.roles), eta))
+    def zeroed_elsewhere(self, i: int, names: dict[str, str]) -> list[str]:
+        """Norms, biases and skipped linears have no record of their own: the first linear tells of them."""
+        packed = {f"layers.{i}.{linear}.weight" for linear in names}
+        roles = [r for r in self.weights.zeroed if r.startswith(f"layers.{i}.") and r not in packed]
+        found = [(self.plan.name_of(r), self.weights.zeroed[r]) for r in roles]
+        return [f"{count} NaN or infinite values of {name} set to zero" for name, count in found if count]
+
+    def bits_of(self, names: dict[str, str]) -> dict[str, float]:
+        chosen = self.work.records[BITS]["bits"] if self.work.is_done(BITS) else {}
+        return {linear: chosen.get(name, self.recipe.bits) for linear, name in names.items()}
+
+    def note_inputs(self, linears: list[str], inputs: InputStatistics) -> None:
+        moments = Moments.of(inputs)
+        self.moments.update(dict.fromkeys(linears, moments))
+
+    def advance_beside(self, i: int, quantized: Layer) -> None:
+        """The streams that only look on: the source's own, and the held-out states in both models."""
+        if self.full is None and self.probe is None:
+            return
+        source, spec = self.weights.layer(i), self.plan.spec
+        zero = self.options.allow_nonfinite
+        if self.full is not None:
+            assert self.calibrated is not None
+            advance(source, spec, self.calibrated.batches, self.full, zero_nonfinite=zero)
+        if self.probe is not None:
+            self.probe.advance(source, quantized)
 
     def pass_finished(self, i: int) -> None:
         """Advance the states through a layer of an earlier run, with the weights that it left."""
         assert self.calibrated is not None
-        advance(self.finished_layer(i), self.source.spec, self.calibrated.batches, self.hidden)
+        layer, zero = self.done.layer(i), self.options.allow_nonfinite
+        advance(layer, self.plan.spec, self.calibrated.batches, self.hidden, zero_nonfinite=zero)
+        self.advance_beside(i, layer)
 
-    def finished_layer(self, i: int) -> Layer:
-        layer, names = self.weights.layer(i), self.names(i)
-        packed = read_packed_tensors(self.work.path / file_name(layer_key(i)), list(names.values()), self.options.bits)
-        for linear, name in names.items():
-            getattr(layer, linear).weight.data.copy_(torch.from_numpy(dequantize(packed[name])))
-        return layer
+    def measured_quality(self, probe: QualityProbe) -> list[dict[str, Any]]:
+        head = "embed.weight" if self.plan.spec.tied_head else "head.weight"
+        gain = torch.from_numpy(self.weights.rows("final_norm.weight", 0, self.plan.spec.hidden_size))
+        after = chunks(self.weights, head)
+        if head in self.plan.outer:
+            after = packed_chunks(self.done.packed_outer(OUTER, head))
+        return probe.result((gain, chunks(self.weights, head)), (gain, after))
 
-    def write_outer(self) -> None:
-        """Final norm, and embedding and head in 8 bits (or as they are, where the plan says so)."""
-        tensors, records = [], []
-        for role in self.source.roles():
-            if role in self.plan.outer:
-                name = self.source.tensor_name(role)
-                tensors += packed_tensors(name, self.round_outer(role))
-                records.append(
-                    LayerRecord(name=name, bits=OUTER_BITS, group_size=self.options.group_size, method="rtn")
-                )
-            elif not role.startswith("layers."):
-                tensors.append(self.stored(role))
-        self.write_file(OUTER, tensors, layers=[msgspec.to_builtins(r) for r in records])
+    def keep(self, i: int, layer: Layer, results: list[QuantizedLinear], seconds: float) -> None:
+        packed = [t for r in results for t in packed_tensors(r.record.name, r.tensor)]
+        for result in results:
+            if result.linear in self.moments:
+                result.record.input_peak = self.moments[result.linear].peak
+        names, moments = [file_name(layer_key(i))], None
+        if self.options.imatrix:
+            moments = self.done.write_moments(i, self.moments)
+            names.append(moments_name(i))
+        self.write_file(
+            layer_key(i),
+            packed + self.done.plain_tensors(i, layer),
+            names=names,
+            layers=[msgspec.to_builtins(r.record) for r in results],
+            seconds=[r.seconds for r in results],
+            layer_seconds=seconds,
+            fallbacks=[r.record.name for r in results if r.fell_back],
+            packed_bytes=sum(t.size_bytes for t in packed),
+            moments=moments,
+        )
+        self.moments.clear()
+        self.finished_now += 1
+        left = sum(not self.work.is_done(layer_key(j)) for j in range(self.source.spec.n_layers))
+        eta = (time.perf_counter() - self.started) / self.finished_now * left
+        for n, r in enumerate(results, 1):
+            done = sum(len(self.plan.names(j)) for j in range(i)) + n
+            self.say(layer_line(LayerReport.of(r.record, r.seconds), done, len(self.plan.roles), eta))
 
-    def round_outer(self, role: str) -> QuantizedTensor:
-        """An embedding or head rounded to nearest, some rows at a time: it is the largest tensor there is."""
-        config = rtn.RtnConfig(bits=OUTER_BITS, group_size=self.options.group_size)
-        name, n_rows = self.source.tensor_name(role), self.source.shape(role)[0]
-        parts = [
-            rtn.quantize(name, self.weights.rows(role, first, min(first + OUTER_ROWS, n_rows)), config)
-            for first in range(0, n_rows, OUTER_ROWS)
-        ]
-        packed, scales = np.concatenate([p.packed for p in parts]), np.concatenate([p.scales for p in parts])
-        return QuantizedTensor(packed, scales, OUTER_BITS)
-
-    def untouched(self, i: int) -> list[StoredTensor]:
-        prefix, packed = f"layers.{i}.", set(self.plan.roles)
-        return [self.stored(r) for r in self.source.roles() if r.startswith(prefix) and r not in packed]
-
-    def stored(self, role: str) -> StoredTensor:
-        name, shape = self.source.tensor_name(role), self.source.shape(role)
-        return StoredTensor(name, self.source.dtype(role), shape, self.weights.stored(role))
-
-    def write_file(self, key: str, tensors: list[StoredTensor], **info: Any) -> None:
-        """The file, then the journal line that makes it count."""
+    def write_file(self, key: str, tensors: list[StoredTensor], *, names: list[str] | None = None, **info: Any) -> None:
+        """The file, then the journal line that makes it count, with all the files that belong to it."""
         write_layer_file(self.work.path / file_name(key), tensors)
-        self.work.record(key, names=[file_name(key)], tensors=[t.name for t in tensors], **info)
-
-    def names(self, i: int) -> dict[str, str]:
-        """Linears of layer `i` to be quantized, and their tensor names."""
-        return {n: self.source.tensor_name(f"layers.{i}.{n}.weight") for n in self.plan.linears_of(i)}
-
-    def finished(self) -> list[dict[str, Any]]:
-        """Journal lines of the layers in layer order."""
-        return [self.work.records[layer_key(i)] for i in range(self.source.spec.n_layers)]
+        self.work.record(key, names=names or [file_name(key)], tensors=[t.name for t in tensors], **info)
 
     def records(self) -> list[LayerRecord]:
-        lines = [self.work.records[OUTER], *self.finished()]
+        lines = [self.work.records[OUTER], *self.done.lines()]
         return [msgspec.convert(layer, LayerRecord) for line in lines for layer in line["layers"]]
 
     def reports(self) -> list[LayerReport]:
-        seconds = [0.0] * len(self.plan.outer) + [s for line in self.finished() for s in line["seconds"]]
+        seconds = [0.0] * len(self.plan.outer) + [s for line in self.done.lines() for s in line["seconds"]]
         return [LayerReport.of(record, s) for record, s in zip(self.records(), seconds, strict=True)]
 
     def fallbacks(self) -> list[str]:
-        return [name for line in self.finished() for name in line["fallbacks"]]
+        return [name for line in self.done.lines() for name in line["fallbacks"]]
 
     def packed_bytes(self) -> int:
-        return sum(int(line["packed_bytes"]) for line in self.finished())
+        return sum(int(line["packed_bytes"]) for line in self.done.lines())
 
-    def where(self) -> dict[str, str]:
-        """Stored tensor name to file."""
-        lines = [*self.finished(), self.work.records[OUTER]]
-        return {name: file_name(line["key"]) for line in lines for name in line["tensors"]}
+    def quality(self) -> list[dict[str, Any]]:
+        return list(self.work.records[QUALITY]["quality"]) if self.work.is_done(QUALITY) else []
 
     def record(self) -> QuantizationRecord:
-        options = self.options
+        recipe, options = self.recipe, self.options
         return QuantizationRecord(
-            method=options.method,
-            bits=options.bits,
-            group_size=options.group_size,
+            method=recipe.method,
+            bits=recipe.bits,
+            group_size=recipe.group_size,
             seed=options.seed,
+            recipe={"name": options.recipe_name, **msgspec.to_builtins(recipe)},
             calibration=self.calibrated.description() if self.calibrated else {},
             source={"name": self.source.name, "files": self.source.weight_files()},
             tool_version=dlm_edge.__version__,
             layers=self.records(),
             skipped=list(self.plan.skipped),
             fallbacks=self.fallbacks(),
+            quality=self.quality(),
         )

@@ -1,73 +1,37 @@
-"""One safetensors file, written in pieces: the tensors of a finished layer, packed ones and untouched ones."""
+"""The file of a finished layer: packed weights, what was left as it was, and reading both back."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
+from torch import Tensor
 
-from dlm_edge import files
-from dlm_edge.quantized import PACKED_SUFFIX, SCALE_SUFFIX, QuantizedTensor
+from dlm_edge.checkpoint.safetensors_writer import StoredTensor, write_safetensors
+from dlm_edge.packed_storage import from_parts, to_parts
+from dlm_edge.quantized import LayerRecord, PackedWeight
 
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1}
+__all__ = ["StoredTensor", "packed_tensors", "read_packed_tensor", "read_plain", "write_layer_file"]
 
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """`pieces` together are the tensor's bytes; they are asked for once, when the file is written."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    pieces: Iterable[bytes]
-
-    @property
-    def size_bytes(self) -> int:
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+TYPES = {np.dtype(np.uint8): "U8", np.dtype(np.float16): "F16", np.dtype(np.float32): "F32", np.dtype(np.int64): "I64"}
+write_layer_file = write_safetensors
 
 
-def packed_tensors(name: str, tensor: QuantizedTensor) -> list[StoredTensor]:
-    """Codes, and scales in float16 where that is exact (grid.round_scales decided it) or in float32."""
-    half = tensor.scales.astype("<f2")
-    exact = bool((half.astype(np.float32) == tensor.scales).all())
-    scales = half if exact else tensor.scales.astype("<f4")
-    return [
-        StoredTensor(name + PACKED_SUFFIX, "U8", tensor.packed.shape, [tensor.packed.tobytes()]),
-        StoredTensor(name + SCALE_SUFFIX, "F16" if exact else "F32", scales.shape, [scales.tobytes()]),
-    ]
+def packed_tensors(name: str, tensor: PackedWeight) -> list[StoredTensor]:
+    """Every part of a packed weight, to be stored."""
+    parts = to_parts(tensor).items()
+    return [StoredTensor(name + s, TYPES[a.dtype], a.shape, [np.ascontiguousarray(a).tobytes()]) for s, a in parts]
 
 
-def write_layer_file(path: Path, tensors: list[StoredTensor]) -> None:
-    """Tensors in name order, so that equal tensors make equal files."""
-    ordered, at = sorted(tensors, key=lambda t: t.name), 0
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    for tensor in ordered:
-        header[tensor.name] = {
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "data_offsets": [at, at + tensor.size_bytes],
-        }
-        at += tensor.size_bytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with files.replacing(path) as file:
-        files.calls.write(file, len(text).to_bytes(8, "little") + text)
-        for tensor in ordered:
-            for piece in tensor.pieces:
-                files.calls.write(file, piece)
-
-
-def read_packed_tensors(path: Path, names: list[str], bits: int) -> dict[str, QuantizedTensor]:
-    """What `packed_tensors` made of `names`, from a file whose hash the journal has confirmed."""
+def read_packed_tensor(path: Path, layer: LayerRecord, in_features: int) -> PackedWeight:
+    """What `packed_tensors` made, from a file whose hash the journal has confirmed."""
     with safe_open(path, "numpy") as file:
-        return {
-            name: QuantizedTensor(
-                file.get_tensor(name + PACKED_SUFFIX), file.get_tensor(name + SCALE_SUFFIX).astype(np.float32), bits
-            )
-            for name in names
-        }
+        return from_parts(layer, in_features, lambda suffix: file.get_tensor(layer.name + suffix))
+
+
+def read_plain(path: Path, name: str) -> Tensor:
+    """A weight in floating point, in float32."""
+    with safe_open(path, "pt") as file:
+        values: Tensor = file.get_tensor(name)
+    return values.float()

@@ -2,74 +2,148 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dlm_edge.families.spec import ModelSpec
 from dlm_edge.models.transformer import Layer
-from dlm_edge.quant.hessian import Hessian
-from dlm_edge.quant.layer_pass import LINEARS, run_stages
-from dlm_edge.quant.methods import QuantizedLinear, quantize_linear
+from dlm_edge.quant.layer_pass import LINEARS, advance, run_stages
+from dlm_edge.quant.methods import QuantizedLinear, find_method, quantize_linear
+from dlm_edge.quant.recipes import Recipe
 from dlm_edge.quant.states import Batch
-from dlm_edge.quantized import dequantize
+from dlm_edge.quant.statistics import InputStatistics
+from dlm_edge.quant.tuning import TuningConfig, tune_layer
+from dlm_edge.quantized import PackedWeight, QuantizedTensor, dequantize
 
 
-def quantize_without_states(
-    layer: Layer, names: Mapping[str, str], method: str, config: Any, *, strict: bool
-) -> list[QuantizedLinear]:
-    """`names` maps the linears to quantize to their tensor names; weights of `layer` stay as they are."""
-    return [
-        quantize_linear(method, config, linear, names[linear], weight_of(layer, linear), None, strict=strict)
-        for linear in LINEARS
-        if linear in names
-    ]
+@dataclass(frozen=True, slots=True)
+class LayerJob:
+    """One layer to be quantized. `names` maps its linears to tensor names, `bits` to their bits; `seen` is shown the
+    statistics of every group of linears before they are used."""
+
+    spec: ModelSpec
+    names: Mapping[str, str]
+    bits: Mapping[str, float]
+    recipe: Recipe
+    strict: bool
+    seen: Callable[[list[str], InputStatistics], None] = lambda linears, inputs: None
+
+
+def quantize_without_states(layer: Layer, job: LayerJob) -> list[QuantizedLinear]:
+    """Every weight by itself; those of `layer` stay as they are."""
+    return [round_one(job, linear, weight_of(layer, linear), None) for linear in LINEARS if linear in job.names]
 
 
 def quantize_with_states(
     layer: Layer,
-    spec: ModelSpec,
+    job: LayerJob,
     batches: list[Batch],
     hidden: list[Tensor],
-    names: Mapping[str, str],
-    method: str,
-    config: Any,
+    full: list[Tensor] | None,
     *,
-    strict: bool,
     zero_nonfinite: bool = False,
 ) -> list[QuantizedLinear]:
-    """As above, with second moments of the inputs; `hidden` and the weights of `layer` advance to the quantized ones."""
-    done = []
-    for linears, inputs in run_stages(layer, spec, batches, hidden):
-        wanted = [linear for linear in linears if linear in names]
+    """As above, with statistics of the inputs; `hidden` and the weights of `layer` advance to the quantized ones.
+
+    `full` are the layer's inputs in the full-precision model, for methods and tunings that compare with it.
+    """
+    method, recipe = find_method(job.recipe.method), job.recipe
+    treatments: dict[str, list[str]] = {}
+    if method.prepare is not None and job.names:
+        config = recipe.config(job.spec.hidden_size, min(job.bits.values()))
+        treatments = method.prepare(layer, job.spec, batches, hidden, config)
+    original = copy.deepcopy(layer) if method.needs_full or recipe.tuning is not None else None
+    before = list(hidden)
+    drifting = list(full) if full is not None and method.needs_full else None
+    done = round_stages(layer, original, job, batches, hidden, drifting, zero_nonfinite)
+    for result in done:
+        result.record.treatment += treatments.get(result.linear, [])
+    if recipe.tuning is None:
+        return done
+    assert original is not None and full is not None
+    tuned = tune(layer, original, job, batches, before, full, done)
+    hidden[:] = before
+    advance(layer, job.spec, batches, hidden, zero_nonfinite=zero_nonfinite)
+    return tuned
+
+
+def round_stages(
+    layer: Layer,
+    original: Layer | None,
+    job: LayerJob,
+    batches: list[Batch],
+    hidden: list[Tensor],
+    full: list[Tensor] | None,
+    zero_nonfinite: bool,
+) -> list[QuantizedLinear]:
+    """The stages of the layer in forward order; beside them, with `full`, those of the `original`."""
+    done, zeroed = list[QuantizedLinear](), list[int]()
+    beside = None if full is None or original is None else run_stages(original, job.spec, batches, full)
+    for linears, inputs in run_stages(layer, job.spec, batches, hidden, zeroed if zero_nonfinite else None):
+        full_inputs = next(beside)[1] if beside else None
+        adds = linears in (("o",), ("down",)) and full is not None  # these add to the residual stream
+        gaps = [f - h for f, h in zip(full or [], hidden, strict=True)] if adds else None
+        wanted = [linear for linear in linears if linear in job.names]
         if not wanted:
             continue
-        zeroed = replace_nonfinite(inputs) if zero_nonfinite else 0
-        hessian = second_moment(names[wanted[0]], batches, inputs)
+        statistics = collect(job.names[wanted[0]], batches, inputs, full_inputs, gaps)
+        job.seen(wanted, statistics)
         for linear in wanted:
             weight = weight_of(layer, linear)
-            result = quantize_linear(method, config, linear, names[linear], weight, hessian, strict=strict)
-            if zeroed:
-                result.record.notes.append(f"{zeroed} NaN or infinite input values counted as zero")
+            result = round_one(job, linear, weight, statistics)
+            if zeroed and zeroed[-1]:
+                result.record.notes.append(f"{zeroed[-1]} NaN or infinite input values counted as zero")
             weight.copy_(torch.from_numpy(dequantize(result.tensor)))
             done.append(result)
     return done
 
 
-def second_moment(name: str, batches: list[Batch], inputs: list[Tensor]) -> Hessian:
-    hessian = Hessian(name, inputs[0].shape[-1])
-    for batch, x in zip(batches, inputs, strict=True):
-        hessian.add(x.flatten(0, 1), batch.weights.flatten())
-    return hessian
+def round_one(job: LayerJob, linear: str, weight: Tensor, inputs: InputStatistics | None) -> QuantizedLinear:
+    config = job.recipe.config(weight.shape[1], job.bits[linear])
+    return quantize_linear(job.recipe.method, config, linear, job.names[linear], weight, inputs, strict=job.strict)
 
 
-def replace_nonfinite(inputs: list[Tensor]) -> int:
-    count = sum(int((~torch.isfinite(x)).sum()) for x in inputs)
-    if count:
-        inputs[:] = [torch.nan_to_num(x, 0.0, 0.0, 0.0) for x in inputs]
-    return count
+def tune(
+    layer: Layer,
+    original: Layer,
+    job: LayerJob,
+    batches: list[Batch],
+    before: list[Tensor],
+    full: list[Tensor],
+    done: list[QuantizedLinear],
+) -> list[QuantizedLinear]:
+    """The same linears with tuned scales and zeros; norm gains of `layer` change with them."""
+    uniform: dict[str, QuantizedTensor] = {r.linear: r.tensor for r in done if isinstance(r.tensor, QuantizedTensor)}
+    config = TuningConfig(**(job.recipe.tuning or {}))
+    outcome = tune_layer(layer, original, uniform, job.spec, batches, before, full, config)
+    tensors: dict[str, PackedWeight] = {r.linear: r.tensor for r in done}
+    tensors.update(outcome.tensors)
+    for result in done:
+        tensor = tensors[result.linear]
+        weight_of(layer, result.linear).copy_(torch.from_numpy(dequantize(tensor)))
+        result.record.notes += outcome.notes
+        if isinstance(tensor, QuantizedTensor):
+            result.record.zero = tensor.zero_kind
+    return [QuantizedLinear(r.linear, tensors[r.linear], r.record, r.seconds, r.fell_back) for r in done]
+
+
+def collect(
+    name: str,
+    batches: list[Batch],
+    inputs: list[Tensor],
+    full_inputs: list[Tensor] | None = None,
+    residual_gaps: list[Tensor] | None = None,
+) -> InputStatistics:
+    statistics = InputStatistics(name, inputs[0].shape[-1], with_drift=full_inputs is not None)
+    for n, batch in enumerate(batches):
+        beside = None if full_inputs is None else full_inputs[n].flatten(0, 1)
+        gap = None if residual_gaps is None else residual_gaps[n].flatten(0, 1)
+        statistics.add(inputs[n].flatten(0, 1), batch.weights.flatten(), beside, gap)
+    return statistics
 
 
 def weight_of(layer: Layer, linear: str) -> Tensor:

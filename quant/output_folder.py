@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -11,42 +12,57 @@ import numpy as np
 from dlm_edge import files
 from dlm_edge.checkpoint import Checkpoint, open_checkpoint
 from dlm_edge.checkpoint.shards import INDEX
+from dlm_edge.checkpoint.strict_json import read_json_object
 from dlm_edge.errors import JobError
 from dlm_edge.journal import JOURNAL
+from dlm_edge.packed_storage import SCALES
+from dlm_edge.quant.methods import find_method
 from dlm_edge.quant.plan import Plan, QuantizeOptions
-from dlm_edge.quantized import RECORD_NAME, SCALE_SUFFIX, QuantizationRecord
+from dlm_edge.quant.tuning import TuningConfig
+from dlm_edge.quantized import RECORD_NAME, QuantizationRecord, QuantizedTensor
 
 COPIED = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *("LICENSE", "LICENSE.txt", "LICENSE.md"),
 )
+TIE_KEYS = ("tie_word_embeddings", "weight_tying")
 LICENCE_KEYS = ("license", "license_name", "license_link", "language")
 
 
 def write_folder(
-    folder: Path, source: Checkpoint, options: QuantizeOptions, record: QuantizationRecord, where: dict[str, str]
+    folder: Path, plan: Plan, options: QuantizeOptions, record: QuantizationRecord, where: dict[str, str]
 ) -> None:
     """Everything but the weights; `where` maps stored tensor names to files. The record is written last."""
+    source = plan.checkpoint
     size = sum((folder / name).stat().st_size for name in set(where.values()))
     index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
     files.write_json(folder / INDEX, index)
     for name in COPIED:
         if (source.path / name).is_file():
             files.write_file(folder / name, (source.path / name).read_bytes())
+    if plan.spec.tied_head != source.spec.tied_head:
+        files.write_json(folder / "config.json", untied(source))
     files.write_file(folder / "README.md", model_card(source, options, record))
     files.write_file(folder / RECORD_NAME, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
 
 
+def untied(source: Checkpoint) -> dict[str, Any]:
+    """The config of a rotated model: its head is no longer its embedding."""
+    config = read_json_object(source.path / "config.json")
+    return config | {key: False for key in TIE_KEYS if key in config}
+
+
 def model_card(source: Checkpoint, options: QuantizeOptions, record: QuantizationRecord) -> str:
     front = ["---", f"base_model: {source.name}", *licence_lines(source.path / "README.md"), "library_name: dlm-edge"]
-    kept = f"Embedding and head in 8 bits. Kept in their stored type: norms, biases{''.join(', ' + n for n in record.skipped)}."
+    kept = f"Embedding and head in 8 bits. Kept in floating point: norms, biases{''.join(', ' + n for n in record.skipped)}."
     fallbacks = f"Rounded to nearest instead: {', '.join(record.fallbacks)}." if record.fallbacks else ""
+    groups = f"groups of {record.group_size}" if record.group_size else "one scale per output channel"
     body = [
-        f"# {source.name}, {record.bits} bits",
+        f"# {source.name}, {record.bits:g} bits",
         "",
-        f"The linear layers of {source.name} ({source.spec.family}) in {record.bits} bits, groups of "
-        f"{record.group_size}, quantized with dlm-edge {record.tool_version} ({record.method}). {kept}",
+        f"The linear layers of {source.name} ({source.spec.family}) in {record.bits:g} bits, {groups}, "
+        f"quantized with dlm-edge {record.tool_version} ({record.method}). {kept}",
         *([fallbacks] if fallbacks else []),
         "",
         "The licence is the one of the base model. To make this folder again:",
@@ -59,11 +75,25 @@ def model_card(source: Checkpoint, options: QuantizeOptions, record: Quantizatio
 
 
 def command_line(name: str, options: QuantizeOptions) -> str:
-    words = ["dlm-edge", "quantize", name, "-o", "OUT", "--method", options.method]
-    words += ["--bits", str(options.bits), "--group-size", str(options.group_size), "--seed", str(options.seed)]
-    words += ["--calibration", options.calibration]
+    """A command that makes the same again; a recipe's further settings have names only through the recipe."""
+    recipe = options.recipe
+    words = ["dlm-edge", "quantize", name, "-o", "OUT"]
+    if options.recipe_name:
+        words += ["--recipe", options.recipe_name]
+    form = find_method(recipe.method).form
+    words += ["--method", recipe.method]
+    if "bits" not in form:
+        words += ["--bits", f"{recipe.bits:g}"]
+    if "group_size" not in form:
+        words += ["--group-size", str(recipe.group_size), "--zero", recipe.zero]
+    words += ["--seed", str(options.seed), "--calibration", recipe.calibration]
+    words += ["--rotate"] if recipe.rotate else []
+    if recipe.tuning is not None and not options.recipe_name:
+        words += ["--tune", str(TuningConfig(**recipe.tuning).steps)]
     if options.calib_data is not None:
         words += ["--calib-data", options.calib_data.name]
+    if options.calib_tokens is not None:
+        words += ["--calib-tokens", str(options.calib_tokens)]
     for pattern in options.skip:
         words += ["--skip", pattern]
     return shlex.join(words)
@@ -80,22 +110,26 @@ def licence_lines(card: Path) -> list[str]:
     return [line for line in front if line.split(":")[0] in LICENCE_KEYS and line.split(":", 1)[-1].strip()]
 
 
-def audit(folder: Path, source: Checkpoint, plan: Plan) -> None:
+def audit(folder: Path, plan: Plan) -> None:
     """Open the result as any user will, and compare it with the plan. Raises E-QUANT, or what opening raises."""
-    result = open_checkpoint(folder)
-    stored = 0
+    result, stored, allowed = open_checkpoint(folder), 0, plan.weight_bytes
     for role in result.roles():
         packed, name = result.load_packed(role), result.tensor_name(role)
         if (packed is not None) != (role in plan.roles + plan.outer):
             raise _failed(name, "is not packed as planned")
-        if packed is not None:
+        if isinstance(packed, QuantizedTensor):
             if not np.isfinite(packed.scales).all() or (packed.scales == 0).any():
-                raise _failed(name + SCALE_SUFFIX, "holds scales that are zero, NaN or infinite")
-            wide = result.stored_bytes(role) - packed.packed.nbytes - 2 * packed.scales.size
-            stored -= wide  # float32 scales are the one allowed departure from the planned size
+                raise _failed(name + SCALES, "holds scales that are zero, NaN or infinite")
+            # Two departures are allowed: float32 where float16 is too coarse, and outlier columns.
+            allowed += 2 * packed.scales.size * (2 if packed.zero_kind == "float" else 1)
+            if packed.outliers is not None:
+                allowed += 8 * len(packed.outliers.columns) + 4 * packed.outliers.weights.size
+        elif result.dtype(role) == "F32":
+            allowed += 2 * int(np.prod(result.shape(role)))  # norms that folding or tuning has changed
         stored += result.stored_bytes(role)
-    if stored != plan.weight_bytes:
+    if not plan.weight_bytes * 0.9 < stored <= allowed:
         raise _failed(str(folder), f"holds {stored} bytes of weights, planned were {plan.weight_bytes}")
+    source = plan.checkpoint
     whole = sum(source.stored_bytes(role) for role in source.roles())
     if stored >= whole:
         raise _failed(str(folder), f"is not smaller than its source ({stored} and {whole} bytes)")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from dlm_edge.quantized import LayerRecord
@@ -9,13 +11,19 @@ from dlm_edge.quantized import LayerRecord
 
 class LayerReport(msgspec.Struct, frozen=True, kw_only=True):
     """`error` and `rtn_error`: ||(W - W') X||^2 / ||W X||^2 on the calibration states, for this method and for rounding
-    to nearest; None for methods that see no states."""
+    to nearest; None for methods that see no states. `tokens`, `effective_rank`, `input_peak`, `damping` and
+    `treatment` as in LayerRecord."""
 
     name: str
     bits: int
     method: str
     error: float | None
     rtn_error: float | None
+    tokens: int | None
+    effective_rank: float | None
+    input_peak: float | None
+    damping: float | None
+    treatment: list[str]
     seconds: float
     notes: list[str]
 
@@ -27,6 +35,11 @@ class LayerReport(msgspec.Struct, frozen=True, kw_only=True):
             method=record.method,
             error=record.error,
             rtn_error=record.rtn_error,
+            tokens=record.tokens,
+            effective_rank=record.effective_rank,
+            input_peak=record.input_peak,
+            damping=record.damping,
+            treatment=record.treatment,
             seconds=round(seconds, 3),
             notes=record.notes,
         )
@@ -48,6 +61,9 @@ class QuantizeReport(msgspec.Struct, frozen=True, kw_only=True):
     peak_rss_bytes: int
     layers: list[LayerReport]
     fallbacks: list[str]
+    quality: list[dict[str, Any]] = []  # {low, high, tokens, before, after}: masked NLL by share of hidden tokens
+    recipe: dict[str, Any] = {}
+    calibration: dict[str, Any] = {}
     dry_run: bool = False
 
 
@@ -58,5 +74,6 @@ def layer_line(report: LayerReport, done: int, total: int, eta_s: float) -> str:
         errors = f"  error {report.error:.2e}"
     if report.rtn_error is not None:
         errors += f"  rtn {report.rtn_error:.2e}"
-    notes = f"  ({'; '.join(report.notes)})" if report.notes else ""
+    said = [*report.treatment, *report.notes]
+    notes = f"  ({'; '.join(said)})" if said else ""
     return f"{done:4}/{total}  {report.name}{errors}  {report.seconds:.1f} s  ETA {eta_s:.0f} s{notes}"

@@ -15,13 +15,22 @@ def settings():
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
+PLUGIN = "optimum.commands.register"  # a namespace of optimum's
+
+
 def test_every_folder_is_listed():
     setuptools = settings()["tool"]["setuptools"]
-    found = set()
+    found = {PLUGIN}
     for package, folder in setuptools["package-dir"].items():
         for init in (ROOT / folder).rglob("__init__.py"):
             found.add(".".join([package, *init.parent.relative_to(ROOT / folder).parts]))
     assert found == set(setuptools["packages"]), "list the new folder in [tool.setuptools] packages"
+
+
+def test_the_plugin_folder_stays_a_namespace():
+    """An __init__.py of ours would hide the commands of other distributions from optimum-cli."""
+    folder = ROOT / settings()["tool"]["setuptools"]["package-dir"][PLUGIN]
+    assert [f.name for f in folder.iterdir() if f.suffix == ".py"] == ["register_dlm_edge.py"]
 
 
 def test_onnxruntime_is_named_by_exclusive_extras_only():

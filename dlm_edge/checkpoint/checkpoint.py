@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,21 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlm_edge.checkpoint.floats import read_rows
-from dlm_edge.checkpoint.packed import read_packed
+from dlm_edge.checkpoint.floats import CHUNK_BYTES, read_rows
+from dlm_edge.checkpoint.packed_layer import PackedLayer
 from dlm_edge.checkpoint.regular_file import RegularFile
 from dlm_edge.checkpoint.safetensors_header import TensorEntry
 from dlm_edge.families.family import Family
 from dlm_edge.families.spec import ModelSpec
 from dlm_edge.files import sha256_of
-from dlm_edge.quantized import (
-    PACKED_SUFFIX,
-    SCALE_SUFFIX,
-    LayerRecord,
-    QuantizationRecord,
-    QuantizedTensor,
-    dequantize,
-)
+from dlm_edge.quantized import LayerRecord, PackedWeight, QuantizationRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +31,7 @@ class Checkpoint:
     family: Family
     _shapes: dict[str, tuple[int, ...]]
     _tensors: dict[str, TensorEntry]
-    _packed: dict[str, LayerRecord]  # by tensor name
+    _packed: dict[str, PackedLayer]  # by tensor name
 
     @property
     def name(self) -> str:
@@ -53,14 +47,25 @@ class Checkpoint:
         return self._shapes[role]
 
     def dtype(self, role: str) -> str:
-        """How the weight is stored: F32, F16, BF16, or int2 ... int8 when packed."""
+        """How the weight is stored: F32, F16, BF16, or int2 ... int8, nf4, fp4 when packed."""
+        layer = self.layer_record(role)
+        if layer is None:
+            return self._tensors[self.tensor_name(role)].dtype
+        return f"int{layer.bits}" if layer.format == "int" else layer.format
+
+    def layer_record(self, role: str) -> LayerRecord | None:
+        """How the weight was quantized; None for a weight in floating point."""
         layer = self._packed.get(self.tensor_name(role))
-        return f"int{layer.bits}" if layer else self._tensors[self.tensor_name(role)].dtype
+        return None if layer is None else layer.record
+
+    def packed_layer(self, role: str) -> PackedLayer | None:
+        """The tensors of a packed weight, and how they are read; None for a weight in floating point."""
+        return self._packed.get(self.tensor_name(role))
 
     def stored_bytes(self, role: str) -> int:
         name = self.tensor_name(role)
-        parts = [name + PACKED_SUFFIX, name + SCALE_SUFFIX] if name in self._packed else [name]
-        return sum(self._tensors[part].end - self._tensors[part].begin for part in parts)
+        entries = self._packed[name].entries.values() if name in self._packed else [self._tensors[name]]
+        return sum(entry.end - entry.begin for entry in entries)
 
     def load(self, role: str) -> NDArray[np.float32]:
         """The whole weight in float32, dequantized when packed. Raises E-NAN, E-CHANGED."""
@@ -71,13 +76,19 @@ class Checkpoint:
         assert 0 <= first <= last <= self._shapes[role][0], (role, first, last)
         name = self.tensor_name(role)
         if name in self._packed:
-            return dequantize(read_packed(self._packed[name], self._tensors, first, last))
+            return self._packed[name].rows(first, last)
         return read_rows(self._tensors[name], first, last)
 
-    def load_packed(self, role: str) -> QuantizedTensor | None:
+    def load_packed(self, role: str) -> PackedWeight | None:
         """Codes and scales as they are stored; None for a weight in floating point."""
         layer = self._packed.get(self.tensor_name(role))
-        return read_packed(layer, self._tensors, 0, self._shapes[role][0]) if layer else None
+        return layer.read(0, layer.shape[0]) if layer else None
+
+    def stored_pieces(self, role: str) -> Iterator[bytes]:
+        """The bytes of a weight in floating point as they are stored, some at a time."""
+        entry = self._tensors[self.tensor_name(role)]
+        for at in range(entry.begin, entry.end, CHUNK_BYTES):
+            yield entry.file.read(at, min(CHUNK_BYTES, entry.end - at))
 
     def weight_files(self) -> list[dict[str, Any]]:
         """Name, size and sha256 of every weight file; reads them whole."""

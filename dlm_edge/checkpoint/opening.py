@@ -6,12 +6,15 @@ import logging
 import os
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dlm_edge.checkpoint.checkpoint import Checkpoint
 from dlm_edge.checkpoint.floats import FLOATS, same_bytes
-from dlm_edge.checkpoint.packed import check_packed, read_record
+from dlm_edge.checkpoint.foreign import KEY, find_layers, find_reader, foreign_record
+from dlm_edge.checkpoint.packed import check_packed, read_packed, read_record
+from dlm_edge.checkpoint.packed_layer import PackedLayer
 from dlm_edge.checkpoint.safetensors_header import TensorEntry
 from dlm_edge.checkpoint.shards import read_tensors
 from dlm_edge.checkpoint.strict_json import read_json_object
@@ -22,7 +25,8 @@ from dlm_edge.families.family import Family
 from dlm_edge.families.roles import role_shapes
 from dlm_edge.families.settings import Settings
 from dlm_edge.families.spec import ModelSpec
-from dlm_edge.quantized import PACKED_SUFFIX, RECORD_NAME, SCALE_SUFFIX, LayerRecord
+from dlm_edge.packed_storage import SCALES, part_shapes
+from dlm_edge.quantized import RECORD_NAME, QuantizationRecord
 
 REFERENCES = ("reference", "reference-full")
 BUFFER = re.compile(r".*rotary_emb\.inv_freq")  # follows from the config; some checkpoints store it
@@ -40,15 +44,55 @@ def open_checkpoint(path: Path | str, *, need_tokenizer: bool = False) -> Checkp
     folder = _folder(path)
     config = _read_config(folder)
     family = find_family(config, folder.name)
-    spec = _read_spec(folder, config, family, need_tokenizer)
+    foreign = find_reader(config, folder)
+    own = {key: value for key, value in config.items() if key != KEY}
+    spec = _read_spec(folder, own, family, need_tokenizer)
     record = read_record(folder)
-    packed = {layer.name: layer for layer in record.layers} if record else {}
+    if foreign and record:
+        raise InputFileError(
+            "E-CONFIG", f"{folder} has both {RECORD_NAME} and a {KEY}", "remove the one that is not about its weights"
+        )
     tensors = read_tensors(folder)
     shapes = role_shapes(spec)
     names = {family.tensor_name(role): shape for role, shape in shapes.items()}
+    if foreign:
+        packed = find_layers(*foreign, tensors, names, folder)
+        plain = [name for name in _linears(shapes, family) if name not in packed]
+        record = foreign_record(config, packed, plain)
+    else:
+        packed = _own_layers(folder, record, tensors, names)
     _check_tensors(folder, tensors, names, packed)
     _check_unexpected(folder, spec, family, tensors, names, packed)
     return Checkpoint(folder, spec, config, record, family, shapes, tensors, packed)
+
+
+def _linears(shapes: Mapping[str, tuple[int, ...]], family: Family) -> list[str]:
+    """Tensor names of the linear weights inside layers."""
+    return [family.tensor_name(r) for r, shape in shapes.items() if r.startswith("layers.") and len(shape) == 2]
+
+
+def _own_layers(
+    folder: Path,
+    record: QuantizationRecord | None,
+    tensors: Mapping[str, TensorEntry],
+    names: Mapping[str, tuple[int, ...]],
+) -> dict[str, PackedLayer]:
+    """The weights that dlm_edge.json lists. Raises E-TENSOR, E-ST-DTYPE or E-CONFIG."""
+    listed = {layer.name: layer for layer in record.layers} if record else {}
+    strangers = sorted(set(listed) - set(names))
+    if strangers:
+        raise InputFileError(
+            "E-TENSOR", f"{folder}: {RECORD_NAME} lists {_some(strangers)}, not a weight of this model"
+        )
+    packed = {}
+    for name, layer in listed.items():
+        check_packed(layer, tensors, names[name], folder)
+        shape = (names[name][0], names[name][1])
+        entries = {name + suffix: tensors[name + suffix] for suffix in part_shapes(layer, shape)}
+        scales = entries.get(name + SCALES)
+        read = partial(read_packed, layer, tensors, shape)
+        packed[name] = PackedLayer(layer, shape, entries, scales.dtype if scales else "F32", read)
+    return packed
 
 
 def _folder(path: Path | str) -> Path:
@@ -105,13 +149,8 @@ def _check_tensors(
     folder: Path,
     tensors: Mapping[str, TensorEntry],
     names: Mapping[str, tuple[int, ...]],
-    packed: Mapping[str, LayerRecord],
+    packed: Mapping[str, PackedLayer],
 ) -> None:
-    strangers = sorted(set(packed) - set(names))
-    if strangers:
-        raise InputFileError(
-            "E-TENSOR", f"{folder}: {RECORD_NAME} lists {_some(strangers)}, not a weight of this model"
-        )
     missing = [name for name in names if name not in tensors and name not in packed]
     if missing:
         raise InputFileError(
@@ -121,7 +160,6 @@ def _check_tensors(
         )
     for name, shape in names.items():
         if name in packed:
-            check_packed(packed[name], tensors, shape, folder)
             continue
         found = tensors[name]
         if found.dtype not in FLOATS:
@@ -144,11 +182,12 @@ def _check_unexpected(
     family: Family,
     tensors: Mapping[str, TensorEntry],
     names: Mapping[str, tuple[int, ...]],
-    packed: Mapping[str, LayerRecord],
+    packed: Mapping[str, PackedLayer],
 ) -> None:
     """Refuse tensors without a role. Rotary tables are tolerated, and a stored head that equals the tied embedding."""
     known = {name for name in names if name not in packed}
-    known |= {name + suffix for name in packed for suffix in (PACKED_SUFFIX, SCALE_SUFFIX)}
+    for layer in packed.values():
+        known |= set(layer.entries)
     others = sorted(name for name in tensors if name not in known and not BUFFER.fullmatch(name))
     embed, head = family.tensor_name("embed.weight"), family.tensor_name("head.weight")
     if spec.tied_head and head in others and embed in tensors:

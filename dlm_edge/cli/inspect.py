@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import click
 
-from dlm_edge.cli.output import print_json, size
+from dlm_edge.cli.output import print_json, progress_line, size, table
 
 
 @click.command("inspect")
 @click.argument("path")
+@click.option("--outliers", is_flag=True, help="Run calibration states and show the outliers of every linear input.")
+@click.option("--calib-data", type=click.Path(path_type=Path), help="Texts for --outliers (default: built in).")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the states for --outliers.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(path: str, as_json: bool) -> None:
-    """Family, sizes and conventions of a checkpoint, a quantized checkpoint or a bundle; reads headers only."""
+def command(path: str, outliers: bool, calib_data: Path | None, seed: int, as_json: bool) -> None:
+    """Family, sizes and conventions of a checkpoint, a quantized checkpoint or a bundle; reads headers only,
+    unless --outliers is given."""
     import msgspec
 
-    from dlm_edge.inspection import inspect_artefact
+    from dlm_edge.errors import UsageProblem
+    from dlm_edge.inspection import inspect_artefact, inspect_outliers
 
+    if calib_data is not None and not outliers:
+        raise UsageProblem("E-USAGE", "--calib-data is for --outliers", "add --outliers, or leave it out")
     found = inspect_artefact(path)
+    if outliers:
+        profiles = inspect_outliers(path, calib_data=calib_data, seed=seed, progress=progress_line)
+        found = msgspec.structs.replace(found, outliers=profiles)
     if as_json:
         print_json(msgspec.to_builtins(found))
         return
@@ -29,3 +42,31 @@ def command(path: str, as_json: bool) -> None:
     if found.quantization is not None:
         q = found.quantization
         print(f"quantization  {q['method']}, {q['bits']} bits, groups of {q['group_size']}, {q['layers']} layers")
+    if found.outliers is not None:
+        print(outlier_table(found.outliers))
+
+
+def outlier_table(profiles: list[dict[str, Any]]) -> str:
+    """Peaks and means in units of the input's typical magnitude; the strongest channel of a kind by its number."""
+    rows = [["input", "channels", "peak ratio", "normal", "massive", "super", "above 6", "for int8 activations"]]
+    for p in profiles:
+        rows.append(
+            [
+                f"{p['layer']} {' '.join(p['linears'])}",
+                str(p["channels"]),
+                f"{p['peak_ratio']:.3g}",
+                _kind(p["normal_count"], p["normal"]),
+                _kind(p["massive_count"], p["massive"]),
+                "-" if p["super_outlier"] is None else _kind(1, [p["super_outlier"]]),
+                f"{p['share_above']:.2%}",
+                ", ".join(p["treatments"]) or "-",
+            ]
+        )
+    return table(rows)
+
+
+def _kind(count: int, channels: list[dict[str, Any]]) -> str:
+    if not count:
+        return "-"
+    strongest = channels[0]
+    return f"{count} (#{strongest['channel']} x{strongest['peak']:.3g}, {strongest['share']:.0%})"

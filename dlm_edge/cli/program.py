@@ -22,6 +22,7 @@ from dlm_edge.errors import DlmEdgeError, InputFileError, InternalError, Stopped
 VERBS = {  # verb: module that holds a click command named `command`
     "quantize": "dlm_edge.cli.quantize",
     "export": "dlm_edge.cli.export",
+    "convert": "dlm_edge.cli.convert",
     "generate": "dlm_edge.cli.generate",
     "eval": "dlm_edge.cli.eval",
     "bench": "dlm_edge.cli.bench",
@@ -59,12 +60,15 @@ def program() -> None:
     """Quantize, export and run diffusion language models."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit code that `cli.md` promises for each kind of error."""
+def main(argv: Sequence[str] | None = None, *, program_name: str = "dlm-edge") -> int:
+    """Run one command line; returns the exit code that `cli.md` promises for each kind of error.
+
+    `program_name` is what usage texts call us: another program may offer our verbs as its own.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in arguments
     try:
-        code = program.main(args=arguments, prog_name="dlm-edge", standalone_mode=False)
+        code = program.main(args=arguments, prog_name=program_name, standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0  # click returns the code of context.exit here
     except DlmEdgeError as error:

@@ -12,34 +12,43 @@ import click
 
 from dlm_edge.cli.output import print_json, progress_line, size
 
+METHODS = (
+    *("rtn", "hqq", "gptq", "gptaq", "decoupleq", "awq", "awq+gptq", "mixed"),
+    *("smoothquant", "int8-outlier", "w8a8", "nf4", "fp4"),
+)
+RECIPES = ("w4", "w4-quality", "w3", "w2", "w8a8")
+
 
 @click.command("quantize")
 @click.argument("model")
 @click.option("-o", "--output", metavar="OUT", required=True, help="Folder to write; must not exist yet.")
-@click.option("--method", type=click.Choice(["rtn", "gptq"]), default="gptq", show_default=True)
-@click.option("--bits", type=click.Choice(["2", "3", "4", "8"]), default="4", show_default=True)
-@click.option("--group-size", type=click.Choice(["16", "32", "64", "128", "256"]), default="64", show_default=True)
+@click.option("--recipe", type=click.Choice(RECIPES), help="Settings that were measured together; default: w4.")
+@click.option("--method", type=click.Choice(METHODS), help="Instead of the recipe's.")
+@click.option("--bits", type=float, help="2, 3, 4 or 8; with --method mixed their mean, as in 2.5.")
+@click.option("--group-size", type=click.Choice(["16", "32", "64", "128", "256"]))
+@click.option("--zero", type=click.Choice(["symmetric", "integer", "float"]), help="The kind of zero point.")
+@click.option("--rotate", is_flag=True, help="Fold a random rotation into the model first, against outliers.")
+@click.option("--tune", type=click.IntRange(0), metavar="STEPS", help="Tune scales, zeros and norms of each layer.")
 @click.option(
     "--calibration",
-    type=click.Choice(["forward", "clean"]),
-    default="forward",
-    show_default=True,
-    help="States with hidden tokens, as while decoding, or clean text.",
+    type=click.Choice(["forward", "rollout", "clean"]),
+    help="States with hidden tokens, those of real decoding, or clean text.",
 )
-@click.option("--calib-data", metavar="FILE", help="Your own text, .txt or .jsonl; default: a shipped mix.")
+@click.option("--calib-data", metavar="FILE", help="Your own text, .txt, .jsonl or .parquet; default: a shipped mix.")
+@click.option("--calib-tokens", type=click.IntRange(1), help="Default: what the widest layer needs, at least 32768.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--skip", metavar="PATTERN", multiple=True, help="Keep layers of this name in float, as in '*.0.*'.")
+@click.option("--imatrix", is_flag=True, help="Also write imatrix.dat: the inputs' squares, for llama.cpp.")
 @click.option("--dry-run", is_flag=True, help="Only print the plan and estimates of size, memory and time.")
 @click.option("--resume", is_flag=True, help="Continue an unfinished run.")
 @click.option("--restart", is_flag=True, help="Discard an unfinished run, replace an existing output.")
-@click.option("--strict", is_flag=True, help="Fail where a layer would have to fall back to rounding.")
+@click.option("--strict", is_flag=True, help="Fail on every fallback, and on too little calibration data.")
 @click.option("--allow-nonfinite", is_flag=True, help="Take NaN and infinity for zero, and note it in the record.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     model: str,
     output: str,
-    bits: str,
-    group_size: str,
+    group_size: str | None,
     dry_run: bool,
     resume: bool,
     restart: bool,
@@ -49,10 +58,13 @@ def command(
     """Quantize the checkpoint folder MODEL (or `reference`, `reference-full`)."""
     import msgspec
 
+    from dlm_edge.errors import UsageProblem
     from dlm_edge.quant import plan_only, quantize
 
-    options |= {"bits": int(bits), "group_size": int(group_size)}
+    options |= {"group_size": None if group_size is None else int(group_size)}
     if dry_run:
+        if resume or restart:
+            raise UsageProblem("E-USAGE", "--dry-run neither resumes nor restarts", "leave --resume and --restart out")
         report = plan_only(model, output, **options)
     else:
         with stop_signals():
@@ -69,6 +81,10 @@ def command(
     print(f"quantized {linears}")
     for name in report.fallbacks:
         print(f"fallback  {name}: rounded to nearest")
+    for row in report.quality:
+        share = f"{row['low']:.0%} to {row['high']:.0%} hidden"
+        change = row["after"] / row["before"] - 1
+        print(f"quality   {share:>20}: {row['before']:.4f} -> {row['after']:.4f} nats per token ({change:+.2%})")
     print(f"written   {report.output}   {size(report.size_bytes)} in {report.seconds:.1f} s")
     print(f"next      dlm-edge export {report.output} -o BUNDLE")
 

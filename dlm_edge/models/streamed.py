@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from dlm_edge.checkpoint import Checkpoint
+from dlm_edge.models.loading import round_activations
 from dlm_edge.models.transformer import Layer, RMSNorm, pattern, rope_tables
 
 
@@ -34,12 +35,13 @@ def streamed_logits(checkpoint: Checkpoint, sequences: list[NDArray[np.int64]]) 
 
 
 def load_layer(checkpoint: Checkpoint, i: int) -> Layer:
-    """Layer `i` in float32, dequantized where its weights are packed."""
+    """Layer `i` in float32, dequantized where its weights are packed, as `load_model` makes it."""
     prefix = f"layers.{i}."
     with torch.device("meta"):
         layer = Layer(checkpoint.spec)
-    state = {r.removeprefix(prefix): torch.from_numpy(checkpoint.load(r)) for r in layer_roles(layer, prefix)}
-    layer.load_state_dict(state, assign=True)
+    roles = layer_roles(layer, prefix)
+    layer.load_state_dict({r.removeprefix(prefix): torch.from_numpy(checkpoint.load(r)) for r in roles}, assign=True)
+    round_activations(layer, checkpoint, roles, prefix)
     return layer.eval().requires_grad_(False)
 
 

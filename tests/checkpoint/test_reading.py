@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
-import msgspec
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -20,7 +16,6 @@ from safetensors.numpy import load_file, save_file
 from dlm_edge.checkpoint import floats, open_checkpoint
 from dlm_edge.checkpoint.regular_file import RegularFile
 from dlm_edge.errors import InputFileError
-from dlm_edge.quantized import LayerRecord, QuantizationRecord, dequantize, pack
 from tests.tiny import FAMILY_NAMES, VOCAB_SIZE, make_checkpoint, make_spec, make_weights
 
 WEIGHTS = "model.safetensors"
@@ -82,85 +77,6 @@ def test_non_finite_weights_are_named_and_counted(tmp_path: Path, dtype: str, va
     with pytest.raises(InputFileError, match=f"{name} holds 3 values") as refused:
         open_checkpoint(folder).load(role)
     assert refused.value.code == "E-NAN"
-
-
-def quantize_in_place(
-    folder: Path, bits: int, group_size: int = 32, scale_dtype: str = "float16"
-) -> QuantizationRecord:
-    """Pack every layer's `up` with random codes."""
-    rng, tensors, layers = np.random.default_rng(0), load_file(folder / WEIGHTS), []
-    for name in [n for n in tensors if n.endswith("up_proj.weight")]:
-        rows, columns = tensors.pop(name).shape
-        high = 2**bits
-        offset = 4 if bits == 3 else 0  # three bits use the middle of a four-bit container
-        codes = rng.integers(0, high, (rows, columns), dtype=np.uint8) + np.uint8(offset)
-        scales = rng.random((rows, columns // group_size), np.float32).astype(scale_dtype)
-        tensors[name + "_packed"] = pack(codes, scales.astype(np.float32), bits).packed
-        tensors[name + "_scale"] = scales
-        layers.append(LayerRecord(name=name, bits=bits, group_size=group_size, method="test"))
-    save_file(tensors, folder / WEIGHTS)
-    record = QuantizationRecord(
-        method="test",
-        bits=bits,
-        group_size=group_size,
-        seed=0,
-        calibration={},
-        source={},
-        tool_version="0",
-        layers=layers,
-    )
-    (folder / "dlm_edge.json").write_bytes(msgspec.json.encode(record))
-    return record
-
-
-@pytest.mark.parametrize("scale_dtype", ["float16", "float32"])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_packed_weights(tmp_path: Path, bits: int, scale_dtype: str) -> None:
-    record = quantize_in_place(make_checkpoint(tmp_path, "sdar"), bits, scale_dtype=scale_dtype)
-    checkpoint = open_checkpoint(tmp_path)
-    assert checkpoint.record == record
-    packed = checkpoint.load_packed("layers.1.up.weight")
-    assert (
-        packed is not None and packed.bits == bits and packed.shape == (128, 64) and packed.scales.dtype == np.float32
-    )
-    np.testing.assert_array_equal(checkpoint.load("layers.1.up.weight"), dequantize(packed))
-    np.testing.assert_array_equal(checkpoint.load_rows("layers.1.up.weight", 3, 9), dequantize(packed)[3:9])
-    assert checkpoint.load_packed("layers.1.down.weight") is None
-
-
-@pytest.mark.parametrize(
-    ("change", "code"),
-    [
-        (lambda r: r.update(colour="red"), "E-CONFIG"),
-        (lambda r: r.update(schema=2), "E-CONFIG"),
-        (lambda r: r["layers"][0].update(bits=5), "E-CONFIG"),
-        (lambda r: r["layers"][0].update(group_size=0), "E-CONFIG"),
-        (lambda r: r["layers"].append(r["layers"][0]), "E-CONFIG"),
-        (lambda r: r["layers"][0].update(group_size=16), "E-TENSOR"),
-        (lambda r: r["layers"][0].update(group_size=24), "E-TENSOR"),
-        (lambda r: r["layers"][0].update(bits=8), "E-TENSOR"),
-        (lambda r: r["layers"][0].update(name="model.layers.9.mlp.up_proj.weight"), "E-TENSOR"),
-        (lambda r: r["layers"].pop(), "E-TENSOR"),
-    ],
-)
-def test_a_record_that_does_not_fit_is_refused(
-    tmp_path: Path, change: Callable[[dict[str, Any]], object], code: str
-) -> None:
-    quantize_in_place(make_checkpoint(tmp_path, "sdar"), 4)
-    record = json.loads((tmp_path / "dlm_edge.json").read_text())
-    change(record)
-    (tmp_path / "dlm_edge.json").write_text(json.dumps(record))
-    with pytest.raises(InputFileError) as refused:
-        open_checkpoint(tmp_path)
-    assert refused.value.code == code
-
-
-def test_an_unknown_key_of_our_own_file_names_the_nearest(tmp_path: Path) -> None:
-    quantize_in_place(make_checkpoint(tmp_path, "sdar"), 4)
-    text = (tmp_path / "dlm_edge.json").read_text().replace('"group_size"', '"groupsize"', 1)
-    (tmp_path / "dlm_edge.json").write_text(text)
-    with pytest.raises(InputFileError, match="did you mean group_size"):
-        open_checkpoint(tmp_path)
 
 
 def test_a_stored_head_may_repeat_the_tied_embedding_and_nothing_else(tmp_path: Path) -> None:

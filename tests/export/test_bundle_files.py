@@ -10,9 +10,11 @@ import pytest
 
 from dlm_edge import files
 from dlm_edge.bundle import open_bundle
+from dlm_edge.checkpoint import open_checkpoint
 from dlm_edge.errors import InputFileError, ResourceError, UsageProblem
 from dlm_edge.export import export
 from dlm_edge.export.external_data import ALIGNMENT
+from tests.packed_folder import pack_folder, pack_linears, random_codebook, random_tensor
 from tests.tiny import make_checkpoint
 
 ALLOWED = {  # everything a step graph may contain; none of it runs code from the folder
@@ -30,7 +32,9 @@ ALLOWED = {  # everything a step graph may contain; none of it runs code from th
         "RotaryEmbedding",
     ),
     *("Shape", "Sigmoid", "Sin", "Slice", "Squeeze", "TensorScatter", "Transpose", "Unsqueeze"),
-    *("com.microsoft::MatMulNBits", "com.microsoft::GatherBlockQuantized", "dlm_edge::PrefixBlockAttention"),
+    *("Abs", "Div", "MatMulInteger", "Max", "ReduceMax", "Round"),
+    *("com.microsoft::MatMulNBits", "com.microsoft::GatherBlockQuantized", "com.microsoft::MatMulBnb4"),
+    "dlm_edge::PrefixBlockAttention",
 }
 
 
@@ -66,10 +70,30 @@ def test_data_is_aligned_stored_once_and_has_no_orphans(made):
     assert end == (made / "bundle" / "model.onnx.data").stat().st_size
 
 
-def test_only_known_operators(made):
-    model = onnx.load(made / "bundle" / "model.onnx", load_external_data=False)
-    found = {f"{n.domain}::{n.op_type}" if n.domain else n.op_type for n in model.graph.node}
-    assert found <= ALLOWED
+def operators(bundle):
+    model = onnx.load(bundle / "model.onnx", load_external_data=False)
+    return {f"{n.domain}::{n.op_type}" if n.domain else n.op_type for n in model.graph.node}
+
+
+def test_only_known_operators(made, tmp_path):
+    assert operators(made / "bundle") <= ALLOWED
+    source = make_checkpoint(tmp_path / "source", "sdar")
+    forms = {
+        "layers.0.up.weight": random_codebook((128, 64), "nf4"),
+        "layers.0.q.weight": random_tensor((64, 64), 4, 32, "float", outliers=2, reordered=True),
+        "layers.1.up.weight": random_tensor((128, 64), 8, 64, "integer", outliers=2),
+        "embed.weight": random_tensor(open_checkpoint(source).shape("embed.weight"), 8, 64),
+    }
+    export(pack_folder(source, forms), tmp_path / "packed")
+    export(pack_folder_int8(tmp_path / "int8"), tmp_path / "rounded")
+    packed = operators(tmp_path / "packed") | operators(tmp_path / "rounded")
+    assert packed <= ALLOWED
+    assert ALLOWED - packed == {"Slice"}  # of a padded head in float
+
+
+def pack_folder_int8(folder):
+    make_checkpoint(folder, "sdar")
+    return pack_linears(folder, lambda shape: random_tensor(shape, 8, shape[1], outliers=2), activations="int8")
 
 
 def test_exporting_again_replaces_and_never_appends(made, tmp_path):

@@ -1,10 +1,12 @@
 import json
+import sys
 
 import pytest
 
 from dlm_edge.checkpoint import open_checkpoint
-from dlm_edge.errors import InputFileError
+from dlm_edge.errors import EnvironmentProblem, InputFileError
 from dlm_edge.evaluation.tasks import SHORT_TASKS, make_samples
+from dlm_edge.quant import calibration_files
 from dlm_edge.quant.calibration import chat_renderer, read_tokenizer
 from dlm_edge.quant.calibration_text import default_rows, read_rows, repeated
 from tests.tiny import EOS_ID, make_checkpoint
@@ -21,7 +23,7 @@ def tokenizer(source):
 
 
 def read(path, source, tokenizer):
-    return read_rows(path, tokenizer, source.spec, chat_renderer(source))
+    return read_rows(path, tokenizer, source.spec, chat_renderer(source, tokenizer))
 
 
 def text_of(row, tokenizer) -> str:
@@ -78,7 +80,10 @@ def test_duplicates_are_dropped_and_counted(tmp_path, source, tokenizer):
 BAD = {
     "empty.txt": (b" \n", "is empty"),
     "latin.txt": (b"caf\xe9 au lait", r"not UTF-8 \(byte 3\)"),
-    "a.csv": (b"text", "only .txt and .jsonl"),
+    "a.csv": (b"text", "only .txt, .jsonl, .parquet"),
+    "deep.jsonl": (b"[" * 100000, "line 1 is (nested too deeply|not JSON)"),
+    "talk.jsonl": (b'{"messages": [{"role": 1}, {"role": "assistant", "content": "x"}]}', "a message without a text"),
+    "a.parquet": (b"PAR1 but not really", "(cannot be read as parquet|need pyarrow)"),
     "broken.jsonl": (b'{"text": "a"}\n{"text": ', "line 2 is not JSON"),
     "number.jsonl": (b"17", "line 1 has nothing to calibrate on"),
     "keys.jsonl": (b'{"body": "x"}', "line 1 has nothing to calibrate on"),
@@ -91,9 +96,62 @@ BAD = {
 def test_unusable_files_say_where_and_why(tmp_path, source, tokenizer, name):
     content, message = BAD[name]
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputFileError, match=message) as caught:
+    with pytest.raises((InputFileError, EnvironmentProblem), match=message) as caught:
         read(tmp_path / name, source, tokenizer)
-    assert caught.value.code == "E-CALIB" and caught.value.hint
+    assert caught.value.code in ("E-CALIB", "E-DEPENDENCY") and caught.value.hint
+
+
+def parquet(path, columns: dict):
+    pyarrow = pytest.importorskip("pyarrow", reason="parquet files are an option")
+    pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table(columns), path)
+    return path
+
+
+def test_parquet_rows_are_what_the_same_lines_of_json_are(tmp_path, source, tokenizer):
+    talk = [{"role": "user", "content": "who?"}, {"role": "assistant", "content": "me"}]
+    lines = [{"text": "some text"}, {"prompt": "why", "answer": " so"}, {"messages": talk}]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    columns = {key: [line.get(key) for line in lines] for key in ("text", "prompt", "answer", "messages")}
+    path = parquet(tmp_path / "a.parquet", columns | {"index": [1, 2, 3]})
+    assert read(path, source, tokenizer).rows == read(tmp_path / "a.jsonl", source, tokenizer).rows
+
+
+@pytest.mark.parametrize(
+    "columns, message",
+    [
+        ({"body": ["x"]}, "has only the columns body"),
+        ({"text": [b"bytes"]}, "row 1 has nothing"),
+        ({"text": [7]}, "row 1"),
+    ],
+)
+def test_a_parquet_file_without_usable_columns_says_so(tmp_path, source, tokenizer, columns, message):
+    path = parquet(tmp_path / "a.parquet", columns)
+    with pytest.raises(InputFileError, match=message) as caught:
+        read(path, source, tokenizer)
+    assert caught.value.code == "E-CALIB"
+
+
+def test_a_parquet_file_that_unpacks_to_too_much_is_refused(tmp_path, source, tokenizer, monkeypatch):
+    path = parquet(tmp_path / "a.parquet", {"text": ["a" * 1000] * 500})
+    assert path.stat().st_size < 5000
+    monkeypatch.setattr(calibration_files, "MAX_DECODED_BYTES", 100_000)
+    with pytest.raises(InputFileError, match="unpacks to more than 100000 bytes"):
+        read(path, source, tokenizer)
+
+
+def test_without_pyarrow_the_package_is_named(tmp_path, source, tokenizer, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(EnvironmentProblem, match="need pyarrow") as caught:
+        read(tmp_path / "a.parquet", source, tokenizer)
+    assert (caught.value.code, caught.value.hint) == ("E-DEPENDENCY", "pip install pyarrow")
+
+
+def test_a_file_over_the_limit_is_refused_before_it_is_read(tmp_path, source, tokenizer, monkeypatch):
+    monkeypatch.setattr(calibration_files, "MAX_FILE_BYTES", 10)
+    (tmp_path / "a.txt").write_text("more than ten bytes")
+    with pytest.raises(InputFileError, match="has 19 bytes, more than 10"):
+        read(tmp_path / "a.txt", source, tokenizer)
 
 
 def test_a_missing_file_is_a_calibration_error(tmp_path, source, tokenizer):

@@ -14,7 +14,10 @@ KEYS = {
     *("output", "method", "bits_per_weight", "size_bytes", "source_size_bytes", "seconds", "peak_rss_bytes"),
     *("layers", "fallbacks"),
 }
-LAYER_KEYS = {"name", "bits", "method", "error", "rtn_error", "seconds", "notes"}
+LAYER_KEYS = {
+    *("name", "bits", "method", "error", "rtn_error", "seconds", "notes"),
+    *("tokens", "effective_rank", "input_peak", "damping", "treatment"),
+}
 
 
 @pytest.fixture
@@ -49,10 +52,16 @@ def test_json_is_one_object_with_the_promised_keys(capsys, source, tmp_path, mor
     [
         (["--bits", "5"], 2, "bits"),
         (["--group-size", "48"], 2, "group-size"),
-        (["--method", "awq"], 2, "method"),
+        (["--method", "awk"], 2, "method"),
         (["--bitts", "4"], 2, "--bits"),
         (["--skip", "nothing.like.this"], 2, "E-QUANT"),
         (["--resume", "--restart"], 2, "E-USAGE"),
+        (["--recipe", "w5"], 2, "recipe"),
+        (["--method", "w8a8", "--bits", "4"], 2, "E-QUANT"),
+        (["--method", "nf4", "--zero", "integer"], 2, "E-QUANT"),
+        (["--bits", "2.5"], 2, "mixed"),
+        (["--method", "nf4", "--tune", "4"], 2, "E-QUANT"),
+        (["--dry-run", "--resume"], 2, "E-USAGE"),
         (["--method", "rtn", "--calib-data", "x.txt"], 2, "E-USAGE"),
         (["--calib-data", "missing.txt"], 3, "E-CALIB"),
     ],

@@ -10,9 +10,9 @@ import dlm_edge.quant.job as job_module
 from dlm_edge.checkpoint import open_checkpoint
 from dlm_edge.errors import DlmEdgeError, JobError
 from dlm_edge.models import load_model
-from dlm_edge.quant import plan as plan_module
 from dlm_edge.quant import plan_only, quantize, rtn
-from dlm_edge.quant.hessian import Hessian
+from dlm_edge.quant import resources as resources_module
+from dlm_edge.quant.statistics import InputStatistics
 from dlm_edge.quantized import RECORD_NAME, QuantizationRecord, dequantize
 from tests.tiny import FAMILY_NAMES, make_checkpoint
 
@@ -101,14 +101,23 @@ def test_later_layers_are_calibrated_on_what_quantized_layers_compute(tmp_path, 
 
 def test_the_record_says_what_was_done(tmp_path, text):
     source = make(tmp_path)
-    quantize(source, tmp_path / "out", bits=3, group_size=32, seed=5, calib_data=text, skip=["*.0.*.q_proj.weight"])
+    quantize(
+        source,
+        tmp_path / "out",
+        method="gptq",
+        bits=3,
+        group_size=32,
+        seed=5,
+        calib_data=text,
+        skip=["*.0.*.q_proj.weight"],
+    )
     record = msgspec.json.decode((tmp_path / "out" / RECORD_NAME).read_bytes(), type=QuantizationRecord)
     assert (record.method, record.bits, record.group_size, record.seed) == ("gptq", 3, 32, 5)
     assert record.source["files"] == open_checkpoint(source).weight_files()
     assert record.skipped == ["model.layers.0.self_attn.q_proj.weight"]
     assert len(record.layers) == 1 + 13 and record.calibration["tokens"] > 0
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "--bits 3 --group-size 32 --seed 5" in card and "--skip '*.0.*.q_proj.weight'" in card
+    assert "--bits 3 --group-size 32 --zero symmetric --seed 5" in card and "--skip '*.0.*.q_proj.weight'" in card
 
 
 def test_the_licence_is_carried_over(tmp_path):
@@ -137,9 +146,8 @@ def test_what_is_not_quantized_keeps_its_type(tmp_path, dtype):
         assert stored.get_tensor("model.norm.weight").dtype == dtype
 
 
-def test_a_shipped_calibration_mix_is_used_without_data_of_the_users(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan_module, "MIN_STATE_TOKENS", 1024)
-    quantize(make(tmp_path), tmp_path / "out")
+def test_a_shipped_calibration_mix_is_used_without_data_of_the_users(tmp_path):
+    quantize(make(tmp_path), tmp_path / "out", calib_tokens=1024)
     record = open_checkpoint(tmp_path / "out").record
     assert record is not None and record.calibration["data"] == "default"
     assert record.calibration["tokens"] > 1024
@@ -159,7 +167,7 @@ def test_layers_that_do_not_fit_and_patterns_that_match_nothing_are_refused(tmp_
 @pytest.mark.parametrize(
     ("settings", "code"),
     [
-        ({"method": "awq"}, "E-USAGE"),
+        ({"method": "awk"}, "E-USAGE"),
         ({"bits": 5}, "E-QUANT"),
         ({"group_size": 48}, "E-QUANT"),
         ({"calibration": "none"}, "E-USAGE"),
@@ -215,22 +223,21 @@ def test_activations_that_overflow_stop_the_job(tmp_path, text):
 
 
 def test_a_fallback_is_reported_and_refused_under_strict(tmp_path, text, monkeypatch):
-    mean = Hessian.mean
+    add = InputStatistics.add
 
-    def indefinite(self: Hessian) -> torch.Tensor:
-        found = mean(self)
+    def indefinite(self: InputStatistics, *args) -> None:
+        add(self, *args)
         if "layers.1.mlp.down_proj" in self.name:
-            found[0, 0] = -1e6
-        return found
+            self.second_moment[0, 0] = -1e6
 
-    monkeypatch.setattr(Hessian, "mean", indefinite)
+    monkeypatch.setattr(InputStatistics, "add", indefinite)
     source = make(tmp_path)
     report = quantize(source, tmp_path / "out", group_size=32, calib_data=text)
     assert report.fallbacks == ["model.layers.1.mlp.down_proj.weight"]
     assert report.layers[-1].method == "rtn" and "rounded to nearest instead" in report.layers[-1].notes
     record = open_checkpoint(tmp_path / "out").record
     assert record is not None and record.fallbacks == report.fallbacks
-    problem = refusal(source, tmp_path / "strict", group_size=32, calib_data=text, strict=True)
+    problem = refusal(source, tmp_path / "strict", group_size=32, calib_tokens=1024, strict=True)
     assert problem.code == "E-QUANT" and "model.layers.1.mlp.down_proj.weight" in problem.message
 
 
@@ -269,7 +276,7 @@ def test_the_audit_fails_a_job_whose_output_is_not_what_was_planned(tmp_path, mo
 
 @pytest.mark.parametrize(("resource", "code"), [("free_bytes", "E-IO"), ("available_bytes", "E-MEM")])
 def test_too_little_disk_or_memory_is_said_before_the_first_layer(tmp_path, monkeypatch, resource, code):
-    monkeypatch.setattr(plan_module, resource, lambda *_: 1 << 20)
+    monkeypatch.setattr(resources_module, resource, lambda *_: 1 << 20)
     problem = refusal(make(tmp_path), tmp_path / "out", method="rtn")
     assert problem.code == code and "1 MiB" in problem.message
     assert not (tmp_path / "out.partial").exists()
@@ -295,9 +302,9 @@ def test_progress_names_every_layer_and_its_errors(tmp_path, text):
 
 
 def test_an_error_in_a_layer_keeps_what_was_finished(tmp_path, monkeypatch):
-    def failing(self, i):
+    def failing(self, i, layer):
         raise JobError("E-QUANT", "planted")
 
-    monkeypatch.setattr(job_module.Job, "untouched", failing)
+    monkeypatch.setattr(job_module.FinishedLayers, "plain_tensors", failing)
     refusal(make(tmp_path), tmp_path / "out", method="rtn")
     assert (tmp_path / "out.partial" / "outer.safetensors").is_file()
