@@ -36,17 +36,17 @@ def demo(out: str | Path, *, model: str = "reference", progress: Callable[[str],
 
     say, out = progress or (lambda _: None), Path(out)
     files.make_folder(out)
-    full, checkpoint, small = out / "full-precision", out / "gptq-4bit-checkpoint", out / "gptq-4bit"
+    full, checkpoint, small = out / "full-precision", out / "4bit-checkpoint", out / "4bit"
     if not is_bundle(full):
         export(model, full, progress=say)
     if not (checkpoint / "dlm_edge.json").is_file():
-        quantize(model, checkpoint, method="gptq", bits=4, group_size=64, resume=True, progress=say)
+        quantize(model, checkpoint, recipe="w4", resume=True, progress=say)
     if not is_bundle(small):
         export(checkpoint, small, progress=say)
 
     reports: dict[str, EvalReport] = {}
     rows = []
-    for name, bundle in (("full precision", full), ("4 bits (gptq, groups of 64)", small)):
+    for name, bundle in (("full precision", full), ("4 bits (recipe w4)", small)):
         say(f"measuring {name}")
         against = full if bundle is small else None
         reports[name] = report = evaluate(bundle, suite="quick", against=against, progress=say)

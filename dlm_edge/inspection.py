@@ -78,7 +78,7 @@ def _bundle(path: Path) -> Inspection:
         manifest.model,
         kind="bundle",
         size_bytes=bundle.size_bytes,
-        dtypes={"MatMulNBits": len(manifest.nodes), manifest.cache_dtype: 1},
+        dtypes=dict(Counter(str(node.get("form", "packed")) for node in manifest.nodes)) | {manifest.cache_dtype: 1},
         cache_item_bytes=2 if manifest.cache_dtype == "float16" else 4,
         quantization=None if manifest.quantization is None else _summary(manifest.quantization),
     )
@@ -120,4 +120,4 @@ def parameter_count(spec: ModelSpec) -> int:
 
 def _summary(record: dict[str, Any]) -> dict[str, Any]:
     kept = ("method", "bits", "group_size", "seed", "calibration", "skipped", "fallbacks")
-    return {key: record[key] for key in kept} | {"layers": len(record["layers"])}
+    return {key: record.get(key) for key in kept} | {"layers": len(record.get("layers") or [])}

@@ -68,8 +68,10 @@ class WorkFolder:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise JobError("E-BUSY", f"another run is writing {out}", "wait for it, or choose another folder") from None
+            message = f"another run{named_holder(lock_path(out))} is writing {out}"
+            raise JobError("E-BUSY", message, "wait for it, or choose another folder") from None
         try:
+            note_holder(lock_path(out))
             recover(out)
             if out.exists() and not restart and not (resume and read_journal(path / JOURNAL)):
                 hint = "choose another folder with -o, or replace it with --restart"
@@ -201,6 +203,24 @@ def lock_path(out: Path) -> Path:
     with files.io_errors(folder, "cannot create"):
         folder.mkdir(exist_ok=True)
     return folder / (hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:24] + ".lock")
+
+
+def holder_path(lock: Path) -> Path:
+    """The lock itself cannot hold a word: whoever asks for it may empty it."""
+    return lock.with_suffix(".pid")
+
+
+def note_holder(lock: Path) -> None:
+    with files.io_errors(holder_path(lock), "cannot write"):
+        holder_path(lock).write_text(str(os.getpid()))
+
+
+def named_holder(lock: Path) -> str:
+    """As in " (process 1234)"; nothing when the holder has not yet said who it is."""
+    try:
+        return f" (process {int(holder_path(lock).read_text())})"
+    except (OSError, ValueError):
+        return ""
 
 
 def drop_damage(path: Path, n_lines: int) -> None:

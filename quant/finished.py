@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,6 +21,8 @@ from dlm_edge.quant.plan import Plan
 from dlm_edge.quant.source_weights import SourceWeights
 from dlm_edge.quantized import LayerRecord, QuantizedTensor, dequantize
 
+IMATRIX = "imatrix.dat"
+
 
 def layer_key(i: int) -> str:
     return f"layer-{i:04}"
@@ -31,8 +32,8 @@ def file_name(key: str) -> str:
     return f"{key}.safetensors"
 
 
-def moments_name(i: int) -> str:
-    return f"moments-{i:04}.safetensors"
+def moments_key(i: int) -> str:
+    return f"moments-{i:04}"
 
 
 class FinishedLayers:
@@ -40,6 +41,13 @@ class FinishedLayers:
 
     def __init__(self, work: WorkFolder, plan: Plan, weights: SourceWeights) -> None:
         self.work, self.plan, self.weights = work, plan, weights
+
+    def has_layer(self, i: int) -> bool:
+        return self.work.is_done(layer_key(i))
+
+    def has_moments(self, i: int) -> bool:
+        """Once all of them are in one file, those of single layers may be gone."""
+        return self.work.is_done(moments_key(i)) or self.work.is_done(IMATRIX)
 
     def lines(self) -> list[dict[str, Any]]:
         """Journal lines of the layers in layer order."""
@@ -100,22 +108,30 @@ class FinishedLayers:
         rows = QuantizedTensor(table.packed[wanted.numpy()], table.scales[wanted.numpy()], table.bits)
         return torch.from_numpy(dequantize(rows))[places]
 
-    def write_moments(self, i: int, moments: dict[str, Moments]) -> list[dict[str, Any]]:
+    def write_moments(self, i: int, moments: dict[str, Moments]) -> None:
         """Keep sum c x^2 of every quantized linear of layer `i` in a file of its own."""
-        tensors, tokens = [], []
+        tensors, tokens, name = [], [], file_name(moments_key(i))
         for linear in self.plan.names(i):
             role, squares = f"layers.{i}.{linear}.weight", moments[linear].squares.numpy()
             tensors.append(StoredTensor(gguf_name(role), "F32", squares.shape, [squares.astype("<f4").tobytes()]))
             tokens.append({"name": gguf_name(role), "tokens": moments[linear].tokens})
-        write_layer_file(self.work.path / moments_name(i), tensors)
-        return tokens
+        write_layer_file(self.work.path / name, tensors)
+        self.work.record(moments_key(i), names=[name], moments=tokens)
 
-    def write_imatrix(self, path: Path) -> None:
-        """All moments in one file as llama.cpp reads it; those of single layers go."""
-        entries = dict[str, tuple[Any, int]]()
-        for i, line in enumerate(self.lines()):
-            with safe_open(self.work.path / moments_name(i), "numpy") as file:
-                entries |= {e["name"]: (file.get_tensor(e["name"]), int(e["tokens"])) for e in line["moments"]}
-        write_imatrix(path, entries, dataset=str(self.plan.checkpoint.name))
-        for i in range(self.plan.spec.n_layers):
-            files.calls.unlink(self.work.path / moments_name(i))
+    def write_imatrix(self) -> None:
+        """All moments in one file as llama.cpp reads it; those of single layers go.
+
+        The journal knows of it before they do: a job that is killed here keeps its layers.
+        """
+        n_layers = self.plan.spec.n_layers
+        if not self.work.is_done(IMATRIX):
+            entries = dict[str, tuple[Any, int]]()
+            for key in map(moments_key, range(n_layers)):
+                with safe_open(self.work.path / file_name(key), "numpy") as file:
+                    found = self.work.records[key]["moments"]
+                    entries |= {e["name"]: (file.get_tensor(e["name"]), int(e["tokens"])) for e in found}
+            write_imatrix(self.work.path / IMATRIX, entries, dataset=str(self.plan.checkpoint.name))
+            self.work.record(IMATRIX, names=[IMATRIX])
+        for path in self.work.path.glob(file_name("moments-*")):
+            with files.io_errors(path, "cannot remove"):
+                files.calls.unlink(path)

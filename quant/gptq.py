@@ -22,6 +22,7 @@ from dlm_edge.quantized import ZeroKind, dequantize, middle_code
 
 __all__ = ["GptqConfig", "dequantize", "quantize"]
 
+CACHE_VALUES = 1 << 18  # of a weight at once where a grid is searched: what does not leave the processor's cache
 BLOCK_COLUMNS = 128  # columns whose later corrections are applied together (section 3, step 2 of the paper)
 NOT_POSITIVE = "the Hessian is not positive definite at any damping"
 
@@ -140,13 +141,25 @@ def flushed(work: Tensor, errors: Tensor, upper: Tensor, start: int, i: int, mem
     return columns
 
 
+def rows_at_once(columns: int) -> int:
+    return max(1, CACHE_VALUES // columns)
+
+
+def whole_grid(groups: Tensor, config: GptqConfig, importance: Tensor | None) -> Grid:
+    """The grid of groups [out, n_groups, group_size], found for some rows at a time."""
+    rows = rows_at_once(groups.shape[1] * groups.shape[2])
+    parts = [choose_grid(piece, config.bits, config.zero, config.search, importance) for piece in groups.split(rows)]
+    zeros = None if parts[0].zeros is None else torch.cat([part.zeros for part in parts if part.zeros is not None])
+    return Grid(torch.cat([part.scales for part in parts]), zeros, config.bits)
+
+
 class GroupGrids:
     """The grid of every group: all of it at the start, then re-found where the order allows it."""
 
     def __init__(self, problem: Problem, config: GptqConfig) -> None:
         self.config, self.diagonal = config, problem.diagonal
         groups = problem.weights.view(len(problem.weights), -1, config.group_size)
-        grid = choose_grid(groups, config.bits, config.zero, config.search, self.importance(problem.diagonal))
+        grid = whole_grid(groups, config, self.importance(problem.diagonal))
         self.scales = grid.scales.T.contiguous()  # [groups, out]
         self.zeros = None if grid.zeros is None else grid.zeros.T.contiguous()
         self.empty = (groups == 0).all(-1).T  # [groups, out]: a group of zeros stays exactly zero

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -16,7 +16,7 @@ from dlm_edge.errors import Stopped
 from dlm_edge.journal import WorkFolder
 from dlm_edge.models.transformer import Layer
 from dlm_edge.quant.calibration import Calibration
-from dlm_edge.quant.finished import FinishedLayers, file_name, layer_key, moments_name
+from dlm_edge.quant.finished import FinishedLayers, file_name, layer_key
 from dlm_edge.quant.held_out import held_out_states
 from dlm_edge.quant.layer_file import StoredTensor, packed_tensors, write_layer_file
 from dlm_edge.quant.layer_pass import advance
@@ -34,7 +34,6 @@ from dlm_edge.quant.source_weights import SourceWeights
 from dlm_edge.quant.statistics import InputStatistics
 from dlm_edge.quantized import LayerRecord, QuantizationRecord
 
-IMATRIX = "imatrix.dat"
 OUTER, BITS, QUALITY = "outer", "bits", "quality"  # journal keys of what belongs to no layer
 
 
@@ -66,28 +65,27 @@ class Job:
         try:
             self.quantize_layers()
         except KeyboardInterrupt:
-            done = sum(self.work.is_done(layer_key(i)) for i in range(n_layers))
+            done = sum(map(self.done.has_layer, range(n_layers)))
             message = f"stopped with {done} of {n_layers} layers finished"
             raise Stopped("E-STOPPED", message, "continue with the same command and --resume") from None
         self.source.check_unchanged()
         write_folder(self.work.path, self.plan, self.options, self.record(), self.done.where(OUTER))
         if self.options.imatrix:
-            self.done.write_imatrix(self.work.path / IMATRIX)
+            self.done.write_imatrix()
         audit(self.work.path, self.plan)
         self.source.check_unchanged()
 
     def quantize_layers(self) -> None:
         n_layers = self.source.spec.n_layers
         if not self.work.is_done(OUTER):
-            tensors, records = outer_tensors(self.plan, self.weights)
-            self.write_file(OUTER, tensors, layers=[msgspec.to_builtins(r) for r in records])
+            self.quantize_outer()
         if find_method(self.recipe.method).allocates and not self.work.is_done(BITS):
             self.say("probing   every layer at 2, 3, 4 and 8 bits")
             assert self.calibrated is not None
             self.work.record(
                 BITS, names=[], bits=allocate_bits(self.plan, self.recipe, self.weights, self.calibrated.batches)
             )
-        missing = [i for i in range(n_layers) if not self.work.is_done(layer_key(i))]
+        missing = [i for i in range(n_layers) if not self.is_finished(i)]
         if self.calibrated and not (not missing and self.work.is_done(QUALITY)):
             self.open_streams()
         for i in range(n_layers if self.probe else max(missing, default=-1) + 1):
@@ -97,6 +95,16 @@ class Job:
                 self.pass_finished(i)
         if self.probe:
             self.work.record(QUALITY, names=[], quality=self.measured_quality(self.probe))
+
+    def is_finished(self, i: int) -> bool:
+        return self.done.has_layer(i) and (self.done.has_moments(i) or not self.options.imatrix)
+
+    def quantize_outer(self) -> None:
+        tensors, records = outer_tensors(self.plan, self.weights)
+        # What is not packed is read, and its zeroed values are counted, only here.
+        write_layer_file(self.work.path / file_name(OUTER), tensors)
+        untold = self.zeroed_beside(self.plan.outer_roles, self.plan.outer)
+        self.record_file(OUTER, tensors, layers=[msgspec.to_builtins(r) for r in records], untold=untold)
 
     def open_streams(self) -> None:
         assert self.calibrated is not None
@@ -125,20 +133,22 @@ class Job:
         else:
             results = quantize_without_states(layer, job)
         for result in results:
-            if result is results[0]:
-                result.record.notes.extend(self.zeroed_elsewhere(i, names))
             zeroed = self.weights.zeroed.get(f"layers.{i}.{result.linear}.weight")
             if zeroed:
                 result.record.notes.append(f"{zeroed} NaN or infinite weights set to zero")
             if self.work.is_done(BITS) and result.record.bits > self.recipe.bits:
                 result.record.treatment.append("more bits")
-        self.keep(i, layer, results, time.perf_counter() - started)
+        roles = [r for r in self.weights.zeroed if r.startswith(f"layers.{i}.")]
+        untold = self.zeroed_beside(roles, self.plan.roles)
+        if results:
+            results[0].record.notes.extend(untold)
+        self.keep(i, layer, results, time.perf_counter() - started, [] if results else untold)
 
-    def zeroed_elsewhere(self, i: int, names: dict[str, str]) -> list[str]:
-        """Norms, biases and skipped linears have no record of their own: the first linear tells of them."""
-        packed = {f"layers.{i}.{linear}.weight" for linear in names}
-        roles = [r for r in self.weights.zeroed if r.startswith(f"layers.{i}.") and r not in packed]
-        found = [(self.plan.name_of(r), self.weights.zeroed[r]) for r in roles]
+    def zeroed_beside(self, roles: Iterable[str], packed: Iterable[str]) -> list[str]:
+        """Norms, biases and skipped weights have no record of their own: the nearest one tells of them."""
+        origins = dict.fromkeys(map(self.weights.origin, roles))
+        told = set(map(self.weights.origin, packed))
+        found = [(self.plan.name_of(r), self.weights.zeroed.get(r, 0)) for r in origins if r not in told]
         return [f"{count} NaN or infinite values of {name} set to zero" for name, count in found if count]
 
     def bits_of(self, names: dict[str, str]) -> dict[str, float]:
@@ -176,42 +186,43 @@ class Job:
             after = packed_chunks(self.done.packed_outer(OUTER, head))
         return probe.result((gain, chunks(self.weights, head)), (gain, after))
 
-    def keep(self, i: int, layer: Layer, results: list[QuantizedLinear], seconds: float) -> None:
+    def keep(self, i: int, layer: Layer, results: list[QuantizedLinear], seconds: float, untold: list[str]) -> None:
         packed = [t for r in results for t in packed_tensors(r.record.name, r.tensor)]
         for result in results:
             if result.linear in self.moments:
                 result.record.input_peak = self.moments[result.linear].peak
-        names, moments = [file_name(layer_key(i))], None
         if self.options.imatrix:
-            moments = self.done.write_moments(i, self.moments)
-            names.append(moments_name(i))
-        self.write_file(
+            self.done.write_moments(i, self.moments)
+        tensors = packed + self.done.plain_tensors(i, layer)
+        write_layer_file(self.work.path / file_name(layer_key(i)), tensors)
+        self.record_file(
             layer_key(i),
-            packed + self.done.plain_tensors(i, layer),
-            names=names,
+            tensors,
             layers=[msgspec.to_builtins(r.record) for r in results],
             seconds=[r.seconds for r in results],
             layer_seconds=seconds,
             fallbacks=[r.record.name for r in results if r.fell_back],
             packed_bytes=sum(t.size_bytes for t in packed),
-            moments=moments,
+            untold=untold,
         )
         self.moments.clear()
         self.finished_now += 1
-        left = sum(not self.work.is_done(layer_key(j)) for j in range(self.source.spec.n_layers))
+        left = sum(not self.is_finished(j) for j in range(self.source.spec.n_layers))
         eta = (time.perf_counter() - self.started) / self.finished_now * left
         for n, r in enumerate(results, 1):
             done = sum(len(self.plan.names(j)) for j in range(i)) + n
             self.say(layer_line(LayerReport.of(r.record, r.seconds), done, len(self.plan.roles), eta))
 
-    def write_file(self, key: str, tensors: list[StoredTensor], *, names: list[str] | None = None, **info: Any) -> None:
-        """The file, then the journal line that makes it count, with all the files that belong to it."""
-        write_layer_file(self.work.path / file_name(key), tensors)
-        self.work.record(key, names=names or [file_name(key)], tensors=[t.name for t in tensors], **info)
+    def record_file(self, key: str, tensors: list[StoredTensor], **info: Any) -> None:
+        """The journal line that makes the file count."""
+        self.work.record(key, names=[file_name(key)], tensors=[t.name for t in tensors], **info)
 
     def records(self) -> list[LayerRecord]:
+        """Of every weight; the first also tells what belongs to none."""
         lines = [self.work.records[OUTER], *self.done.lines()]
-        return [msgspec.convert(layer, LayerRecord) for line in lines for layer in line["layers"]]
+        records = [msgspec.convert(layer, LayerRecord) for line in lines for layer in line["layers"]]
+        records[0].notes.extend(note for line in lines for note in line["untold"])
+        return records
 
     def reports(self) -> list[LayerReport]:
         seconds = [0.0] * len(self.plan.outer) + [s for line in self.done.lines() for s in line["seconds"]]

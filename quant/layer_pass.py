@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from dlm_edge.models.transformer import Attend, Layer, rope_tables
 from dlm_edge.quant.states import Batch
 
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
+Stage = tuple[tuple[str, ...], list[Tensor]]  # linears that read the same inputs, and these
 
 
 class CaptureMix:
@@ -29,7 +30,7 @@ class CaptureMix:
 
 def run_stages(
     layer: Layer, spec: ModelSpec, batches: list[Batch], hidden: list[Tensor], zeroed: list[int] | None = None
-) -> Iterator[tuple[tuple[str, ...], list[Tensor]]]:
+) -> Generator[Stage]:
     """Yield (linears, their inputs [rows, seq, in] per batch) in forward order; `hidden` advances in place.
 
     The caller may replace the weights of the yielded linears before it asks for the next group: all that

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dlm_edge.families.spec import ModelSpec
 from dlm_edge.models.transformer import Layer
-from dlm_edge.quant.layer_pass import LINEARS, advance, run_stages
+from dlm_edge.quant.layer_pass import LINEARS, Stage, advance, run_stages
 from dlm_edge.quant.methods import QuantizedLinear, find_method, quantize_linear
 from dlm_edge.quant.recipes import Recipe
 from dlm_edge.quant.states import Batch
@@ -57,9 +57,12 @@ def quantize_with_states(
         config = recipe.config(job.spec.hidden_size, min(job.bits.values()))
         treatments = method.prepare(layer, job.spec, batches, hidden, config)
     original = copy.deepcopy(layer) if method.needs_full or recipe.tuning is not None else None
-    before = list(hidden)
+    before = list(hidden) if recipe.tuning is not None else []
     drifting = list(full) if full is not None and method.needs_full else None
-    done = round_stages(layer, original, job, batches, hidden, drifting, zero_nonfinite)
+    beside = None if drifting is None or original is None else run_stages(original, job.spec, batches, drifting)
+    if recipe.tuning is None:
+        original = None  # `beside` holds it as long as it is of use
+    done = round_stages(layer, beside, job, batches, hidden, drifting, zero_nonfinite)
     for result in done:
         result.record.treatment += treatments.get(result.linear, [])
     if recipe.tuning is None:
@@ -73,24 +76,28 @@ def quantize_with_states(
 
 def round_stages(
     layer: Layer,
-    original: Layer | None,
+    beside: Generator[Stage] | None,
     job: LayerJob,
     batches: list[Batch],
     hidden: list[Tensor],
     full: list[Tensor] | None,
     zero_nonfinite: bool,
 ) -> list[QuantizedLinear]:
-    """The stages of the layer in forward order; beside them, with `full`, those of the `original`."""
+    """The stages of the layer in forward order; `beside` are those of the original on its stream `full`."""
     done, zeroed = list[QuantizedLinear](), list[int]()
-    beside = None if full is None or original is None else run_stages(original, job.spec, batches, full)
     for linears, inputs in run_stages(layer, job.spec, batches, hidden, zeroed if zero_nonfinite else None):
         full_inputs = next(beside)[1] if beside else None
         adds = linears in (("o",), ("down",)) and full is not None  # these add to the residual stream
-        gaps = [f - h for f, h in zip(full or [], hidden, strict=True)] if adds else None
         wanted = [linear for linear in linears if linear in job.names]
         if not wanted:
             continue
+        gaps = (f - h for f, h in zip(full or [], hidden, strict=True)) if adds else None
         statistics = collect(job.names[wanted[0]], batches, inputs, full_inputs, gaps)
+        if linears == ("down",) and beside and full_inputs is not None and full is not None:
+            # The largest second moment comes now, and nothing follows that would read the original's stream.
+            beside.close()
+            full_inputs.clear()
+            full.clear()
         job.seen(wanted, statistics)
         for linear in wanted:
             weight = weight_of(layer, linear)
@@ -136,12 +143,12 @@ def collect(
     batches: list[Batch],
     inputs: list[Tensor],
     full_inputs: list[Tensor] | None = None,
-    residual_gaps: list[Tensor] | None = None,
+    residual_gaps: Iterator[Tensor] | None = None,
 ) -> InputStatistics:
     statistics = InputStatistics(name, inputs[0].shape[-1], with_drift=full_inputs is not None)
     for n, batch in enumerate(batches):
         beside = None if full_inputs is None else full_inputs[n].flatten(0, 1)
-        gap = None if residual_gaps is None else residual_gaps[n].flatten(0, 1)
+        gap = None if residual_gaps is None else next(residual_gaps).flatten(0, 1)
         statistics.add(inputs[n].flatten(0, 1), batch.weights.flatten(), beside, gap)
     return statistics
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,10 +19,11 @@ from dlm_edge.families.spec import ModelSpec
 from dlm_edge.models.transformer import Layer
 from dlm_edge.quant import awq, codebook, decoupleq, gptaq, gptq, hqq, int8_outlier, rtn, smoothquant
 from dlm_edge.quant.coverage import effective_rank
+from dlm_edge.quant.gptq import rows_at_once
 from dlm_edge.quant.rounded import Rounded
 from dlm_edge.quant.rtn import RtnConfig
 from dlm_edge.quant.states import Batch
-from dlm_edge.quant.statistics import InputStatistics, output_error
+from dlm_edge.quant.statistics import InputStatistics, output_errors
 from dlm_edge.quantized import LayerRecord, PackedWeight, QuantizedTensor, dequantize
 
 # layer, spec, batches, hidden states before the layer, config -> treatments by linear ("q", ..., "down").
@@ -113,8 +114,10 @@ def quantize_linear(
         tensor, used, notes = baseline, "rtn", [*notes, "rounded to nearest instead"]
     record = record_of(name, used, tensor, METHODS[method])
     if inputs is not None:
-        record.error, record.tokens = error_of(inputs, weight, tensor), inputs.tokens
-        record.rtn_error = None if baseline is None else error_of(inputs, weight, baseline)
+        compared = [tensor] if baseline is None else [tensor, baseline]
+        errors = output_errors(inputs.second_moment, weight, [torch.from_numpy(dequantize(t)) for t in compared])
+        record.error, record.tokens = errors[0], inputs.tokens
+        record.rtn_error = None if baseline is None else errors[1]
         record.effective_rank = round(effective_rank(inputs.second_moment), 1)
     record.damping, record.notes = rounded.damping, notes
     if record.outlier_columns:
@@ -126,11 +129,33 @@ def nearest(name: str, values: NDArray[np.float32], config: Any, method: Method)
     """What rounding to nearest makes of it in the same form: the fallback, and what every error is shown beside."""
     if method.int8_activations:
         return int8_outlier.per_row(torch.from_numpy(values))
-    return rtn.quantize(name, values, RtnConfig(bits=config.bits, group_size=config.group_size, zero=config.zero))
+    rows = rows_at_once(values.shape[1])
+    pieces = (values[first : first + rows] for first in range(0, len(values), rows))
+    form = RtnConfig(bits=config.bits, group_size=config.group_size, zero=config.zero)
+    return nearest_of_pieces(name, pieces, len(values), form)
 
 
-def error_of(inputs: InputStatistics, weight: Tensor, tensor: PackedWeight) -> float:
-    return output_error(inputs.second_moment, weight, torch.from_numpy(dequantize(tensor)))
+def nearest_of_pieces(
+    name: str, pieces: Iterable[NDArray[np.float32]], n_rows: int, config: RtnConfig
+) -> QuantizedTensor:
+    """Consecutive rows of one weight [n_rows, in] rounded to nearest. A search makes many copies of what it works on:
+    of pieces that fit into the processor's cache it takes a seventh of the time, and next to no memory."""
+    joined: QuantizedTensor | None = None
+    first = 0
+    for piece in pieces:
+        part = rtn.quantize(name, piece, config)
+        if joined is None:
+            zeros = None if part.zeros is None else np.empty((n_rows, *part.zeros.shape[1:]), part.zeros.dtype)
+            packed = np.empty((n_rows, *part.packed.shape[1:]), np.uint8)
+            scales = np.empty((n_rows, *part.scales.shape[1:]), np.float32)
+            joined = QuantizedTensor(packed, scales, config.bits, zeros)
+        here = slice(first, first + len(piece))
+        joined.packed[here], joined.scales[here] = part.packed, part.scales
+        if joined.zeros is not None:
+            joined.zeros[here] = part.zeros
+        first += len(piece)
+    assert joined is not None and first == n_rows
+    return joined
 
 
 def record_of(name: str, used: str, tensor: PackedWeight, method: Method) -> LayerRecord:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dlm_edge.quant import rtn
+from dlm_edge.quant.gptq import rows_at_once
 from dlm_edge.quant.layer_file import StoredTensor, packed_tensors
-from dlm_edge.quant.methods import METHODS, record_of
+from dlm_edge.quant.methods import METHODS, nearest_of_pieces, record_of
 from dlm_edge.quant.plan import OUTER_BITS, Plan
 from dlm_edge.quant.source_weights import SourceWeights
 from dlm_edge.quantized import LayerRecord, QuantizedTensor, dequantize
@@ -40,12 +40,10 @@ def outer_tensors(plan: Plan, weights: SourceWeights) -> tuple[list[StoredTensor
 
 def round_rows(plan: Plan, weights: SourceWeights, role: str) -> QuantizedTensor:
     """An embedding or head rounded to nearest, some rows at a time: it is the largest tensor there is."""
-    parts = [
-        rtn.quantize(plan.name_of(role), rows.numpy(), rtn.RtnConfig(bits=OUTER_BITS, group_size=plan.outer_group))
-        for _, rows in chunks(weights, role)
-    ]
-    packed, scales = np.concatenate([p.packed for p in parts]), np.concatenate([p.scales for p in parts])
-    return QuantizedTensor(packed, scales, OUTER_BITS)
+    n_rows, columns = weights.shape(role)
+    config = rtn.RtnConfig(bits=OUTER_BITS, group_size=plan.outer_group)
+    pieces = (piece.numpy() for _, rows in chunks(weights, role) for piece in rows.split(rows_at_once(columns)))
+    return nearest_of_pieces(plan.name_of(role), pieces, n_rows, config)
 
 
 def chunks(weights: SourceWeights, role: str) -> Iterator[tuple[int, Tensor]]:

@@ -10,6 +10,7 @@ import msgspec
 from dlm_edge.errors import UsageProblem
 from dlm_edge.quant.grid import check_grid
 from dlm_edge.quant.methods import find_method
+from dlm_edge.quant.mixed import zero_at
 from dlm_edge.quant.tuning import TuningConfig
 from dlm_edge.quantized import ZeroKind
 
@@ -32,11 +33,10 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def config(self, in_features: int, bits: float | None = None) -> Any:
         """The method's config for one weight. Raises E-QUANT or E-USAGE."""
         bits = self.bits if bits is None else bits
-        group_size = self.group_size or in_features
+        method, group_size = find_method(self.method), self.group_size or in_features
+        zero = zero_at(int(bits), self.zero) if method.allocates else self.zero
         try:
-            return find_method(self.method).config(
-                bits=int(bits), group_size=group_size, zero=self.zero, **self.options
-            )
+            return method.config(bits=int(bits), group_size=group_size, zero=zero, **self.options)
         except TypeError as error:
             raise UsageProblem("E-USAGE", f"the method {self.method} takes no such option: {error}") from error
 

@@ -85,13 +85,31 @@ def add_symmetric(matrix: Tensor, x: Tensor, share: float) -> None:
 
 def output_error(hessian: Tensor, weight: Tensor, quantized: Tensor) -> float:
     """||(W - W') X||^2 / ||W X||^2 on the calibration states; 0 when W X is zero and W' X too."""
-    lost = whole = 0.0
+    return output_errors(hessian, weight, [quantized])[0]
+
+
+def output_errors(hessian: Tensor, weight: Tensor, quantized: list[Tensor]) -> list[float]:
+    """The same of several W'; the norm they share is computed once."""
+    lost, whole = [0.0] * len(quantized), 0.0
     for start in range(0, len(weight), BLOCK):
         rows = weight[start : start + BLOCK].double()
-        difference = rows - quantized[start : start + BLOCK]
-        lost += float(((difference @ hessian) * difference).sum())
-        whole += float(((rows @ hessian) * rows).sum())
-    return lost / whole if whole > 0 else float(lost > 0)
+        whole += quadratic(hessian, rows)
+        for n, other in enumerate(quantized):
+            lost[n] += quadratic(hessian, rows - other[start : start + BLOCK])
+    return [each / whole if whole > 0 else float(each > 0) for each in lost]
+
+
+def quadratic(hessian: Tensor, rows: Tensor) -> float:
+    """Sum of r H r^T over rows [n, in] with H symmetric, of which only one half is multiplied."""
+    total = 0.0
+    for start in range(0, len(hessian), BLOCK):
+        end = min(start + BLOCK, len(hessian))
+        own = rows[:, start:end]
+        product = own @ hessian[start:end, start:end]
+        if end < len(hessian):
+            product.addmm_(rows[:, end:], hessian[end:, start:end], alpha=2)
+        total += float((product * own).sum())
+    return total
 
 
 @dataclass(frozen=True, slots=True)

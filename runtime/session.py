@@ -52,6 +52,8 @@ def open_session(graph: Path, *, device: str = "auto", threads: int | None = Non
     options.log_severity_level = 3  # errors come as exceptions; warnings would land on the host's stderr
     for pool in ("intra_op", "inter_op"):  # spinning threads take whole cores from the host between steps
         options.add_session_config_entry(f"session.{pool}.allow_spinning", "0")
+    # Without VNNI the u8 x s8 kernels add pairs in 16 bits, which saturates; this picks kernels that do not.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     from dlm_edge import kernels
 
     # The native operator computes in float32; bundles for other targets carry float16 and run on the function body.

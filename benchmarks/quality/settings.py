@@ -35,6 +35,7 @@ OURS: dict[str, tuple[dict[str, Any], bool]] = {
     "awq+gptq asym": ({"method": "awq+gptq", "zero": "integer"}, True),
     "rotated gptq asym": ({"method": "gptq", "zero": "integer", "rotate": True}, True),
     "decoupleq sym": ({"method": "decoupleq"}, True),
+    "decoupleq asym": ({"method": "decoupleq", "zero": "integer"}, True),
     "decoupleq": ({"method": "decoupleq", "zero": "float"}, True),
 }
 BEST = "decoupleq"  # calibrated in every way

@@ -29,4 +29,4 @@ def command(out: str, as_json: bool) -> None:
     rows.append(["effective tokens/s", *(f"{row.effective_tokens_per_s:.0f}" for row in report.rows)])
     print(table(rows))
     print(f"report    {report.report}")
-    print(f"next      dlm-edge generate {out}/gptq-4bit -p 'copy: Ada Bob Cleo =>'")
+    print(f"next      dlm-edge generate {out}/4bit -p 'copy: Ada Bob Cleo =>'")

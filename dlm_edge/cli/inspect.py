@@ -41,7 +41,8 @@ def command(path: str, outliers: bool, calib_data: Path | None, seed: int, as_js
         print(f"{key:16}  {value}")
     if found.quantization is not None:
         q = found.quantization
-        print(f"quantization  {q['method']}, {q['bits']} bits, groups of {q['group_size']}, {q['layers']} layers")
+        groups = f"groups of {q['group_size']}" if q["group_size"] else "one scale per output channel"
+        print(f"quantization  {q['method']}, {q['bits'] or 0:g} bits, {groups}, {q['layers']} layers")
     if found.outliers is not None:
         print(outlier_table(found.outliers))
 
