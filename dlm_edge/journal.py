@@ -84,6 +84,7 @@ class WorkFolder:
                 discard(path, out)
             yield cls(out, path, cls._start(out, path, fingerprint, resume))
         finally:
+            holder_path(lock_path(out)).unlink(missing_ok=True)
             lock.release()
 
     @classmethod

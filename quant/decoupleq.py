@@ -22,7 +22,7 @@ from dlm_edge.quant.gptaq import GptaqConfig, corrected
 from dlm_edge.quant.gptq import Problem, pose, round_columns
 from dlm_edge.quant.grid import Grid, Search, pack_grid, round_scales, round_zeros
 from dlm_edge.quant.rounded import Rounded
-from dlm_edge.quant.statistics import InputStatistics
+from dlm_edge.quant.statistics import InputStatistics, InverseFactor
 from dlm_edge.quantized import ZeroKind, dequantize, middle_code
 
 __all__ = ["DecoupleqConfig", "dequantize", "quantize"]
@@ -51,10 +51,12 @@ def quantize(name: str, weight: NDArray[np.float32], config: DecoupleqConfig, in
         return Rounded(None, notes)
     problem = corrected(problem, inputs, config.alpha)
     codes, grid = round_columns(problem, config)
+    damping = problem.factor.damping
+    problem = replace(problem, factor=InverseFactor(torch.empty(0, 0), damping))  # its memory is wanted for the next
     hessian = inputs.second_moment.float()
-    hessian.diagonal().copy_(problem.diagonal + problem.factor.damping * problem.diagonal.mean())
+    hessian.diagonal().copy_(problem.diagonal + damping * problem.diagonal.mean())
     codes, grid = descend(hessian, problem, codes, grid, config)
-    return Rounded(pack_grid(codes, grid, config.zero), notes, problem.factor.damping)
+    return Rounded(pack_grid(codes, grid, config.zero), notes, damping)
 
 
 def descend(

@@ -132,6 +132,6 @@ class FinishedLayers:
                     entries |= {e["name"]: (file.get_tensor(e["name"]), int(e["tokens"])) for e in found}
             write_imatrix(self.work.path / IMATRIX, entries, dataset=str(self.plan.checkpoint.name))
             self.work.record(IMATRIX, names=[IMATRIX])
-        for path in self.work.path.glob(file_name("moments-*")):
+        for path in sorted(self.work.path.glob(file_name("moments-*"))):
             with files.io_errors(path, "cannot remove"):
                 files.calls.unlink(path)

@@ -148,7 +148,8 @@ def rows_at_once(columns: int) -> int:
 def whole_grid(groups: Tensor, config: GptqConfig, importance: Tensor | None) -> Grid:
     """The grid of groups [out, n_groups, group_size], found for some rows at a time."""
     rows = rows_at_once(groups.shape[1] * groups.shape[2])
-    parts = [choose_grid(piece, config.bits, config.zero, config.search, importance) for piece in groups.split(rows)]
+    pieces = (groups[first : first + rows] for first in range(0, len(groups), rows))
+    parts = [choose_grid(piece, config.bits, config.zero, config.search, importance) for piece in pieces]
     zeros = None if parts[0].zeros is None else torch.cat([part.zeros for part in parts if part.zeros is not None])
     return Grid(torch.cat([part.scales for part in parts]), zeros, config.bits)
 

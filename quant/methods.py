@@ -151,8 +151,8 @@ def nearest_of_pieces(
             joined = QuantizedTensor(packed, scales, config.bits, zeros)
         here = slice(first, first + len(piece))
         joined.packed[here], joined.scales[here] = part.packed, part.scales
-        if joined.zeros is not None:
-            joined.zeros[here] = part.zeros
+        if joined.zeros is not None and part.zeros is not None:
+            np.copyto(joined.zeros[here], part.zeros)
         first += len(piece)
     assert joined is not None and first == n_rows
     return joined

@@ -42,7 +42,7 @@ def round_rows(plan: Plan, weights: SourceWeights, role: str) -> QuantizedTensor
     """An embedding or head rounded to nearest, some rows at a time: it is the largest tensor there is."""
     n_rows, columns = weights.shape(role)
     config = rtn.RtnConfig(bits=OUTER_BITS, group_size=plan.outer_group)
-    pieces = (piece.numpy() for _, rows in chunks(weights, role) for piece in rows.split(rows_at_once(columns)))
+    pieces = (piece.numpy() for _, rows in chunks(weights, role) for piece in torch.split(rows, rows_at_once(columns)))
     return nearest_of_pieces(plan.name_of(role), pieces, n_rows, config)
 
 

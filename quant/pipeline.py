@@ -19,8 +19,8 @@ from dlm_edge.memory import peak_rss_bytes
 from dlm_edge.quant.calibration import Calibration, load_calibration
 from dlm_edge.quant.job import Job
 from dlm_edge.quant.output_folder import folder_size
-from dlm_edge.quant.plan import OUTER_BITS, QuantizeOptions, make_plan
-from dlm_edge.quant.recipes import choose_recipe
+from dlm_edge.quant.plan import OUTER_BITS, Plan, QuantizeOptions, make_plan
+from dlm_edge.quant.recipes import choose_recipe, state_config
 from dlm_edge.quant.report import LayerReport, QuantizeReport
 from dlm_edge.quant.report_page import report_page
 from dlm_edge.quant.resources import check_resources, estimate_ram, estimate_seconds, finished_bytes
@@ -54,7 +54,7 @@ def quantize(
     source, out = open_checkpoint(model), Path(out)
     plan = make_plan(source, options)
     check_resources(plan, options, out, finished_bytes=finished_bytes(out) if resume else 0)
-    calibrated = load_calibration(source, options, plan.state_tokens) if plan.state_tokens else None
+    calibrated = calibrate(plan, options) if plan.state_tokens else None
     say(f"reading   {source.name}: {source.spec.family}, {source.spec.n_layers} layers")
     if calibrated:
         say(f"states    {calibrated.summary()}")
@@ -92,6 +92,9 @@ def make_options(
     group_size: int | None = None,
     zero: str | None = None,
     calibration: str | None = None,
+    draws: int | None = None,
+    quota: str | None = None,
+    confidence: bool | None = None,
     rotate: bool | None = None,
     tune: int | None = None,
     options: dict[str, Any] | None = None,
@@ -105,8 +108,10 @@ def make_options(
 ) -> QuantizeOptions:
     """The settings of a job. What is None is taken from the recipe, or from the method when there is no recipe.
 
-    `tune`: steps of block tuning after each layer, 0 for none; `options`: further fields of the method's config.
+    `tune`: steps of block tuning after each layer, 0 for none; `options`: further fields of the method's config; `draws`, `quota` and `confidence`: fields of StateConfig.
     """
+    states = {"draws": draws, "quota": quota, "confidence": confidence or None}
+    states = {key: value for key, value in states.items() if value is not None}
     chosen = choose_recipe(
         recipe,
         method=method,
@@ -114,6 +119,7 @@ def make_options(
         group_size=group_size,
         zero=zero,
         calibration=calibration,
+        states=states or None,
         rotate=rotate or None,
         options=options,
         tuning=None if not tune else msgspec.to_builtins(TuningConfig(steps=tune)),
@@ -140,7 +146,7 @@ def plan_only(model: str | Path, out: str | Path, **settings: Any) -> QuantizeRe
     plan = make_plan(source, options)
     check_resources(plan, options, Path(out))
     if options.calib_data is not None:
-        load_calibration(source, options, plan.state_tokens)
+        calibrate(plan, options)
     name_of = source.tensor_name
     planned = [
         LayerRecord(name=name_of(r), bits=OUTER_BITS, group_size=plan.outer_group, method="rtn") for r in plan.outer
@@ -162,6 +168,10 @@ def plan_only(model: str | Path, out: str | Path, **settings: Any) -> QuantizeRe
         recipe={"name": options.recipe_name, **msgspec.to_builtins(recipe)},
         dry_run=True,
     )
+
+
+def calibrate(plan: Plan, options: QuantizeOptions) -> Calibration:
+    return load_calibration(plan.checkpoint, options, plan.state_tokens, state_config(options.recipe))
 
 
 def report_warnings(calibrated: Calibration, say: Callable[[str], None], *, strict: bool) -> None:

@@ -17,7 +17,6 @@ from dlm_edge.quant.grid import GROUP_SIZES, check_fits
 from dlm_edge.quant.layer_pass import LINEARS
 from dlm_edge.quant.methods import find_method
 from dlm_edge.quant.recipes import Recipe
-from dlm_edge.quant.states import StateConfig
 from dlm_edge.quantized import container_bits
 
 MIN_STATE_TOKENS = 32768
@@ -39,7 +38,6 @@ class QuantizeOptions:
     imatrix: bool = False
 
     def __post_init__(self) -> None:
-        StateConfig(mode=self.recipe.calibration)
         if not self.needs_states and (self.calib_data is not None or self.imatrix):
             message = f"the method {self.recipe.method} uses no calibration data"
             raise UsageProblem("E-USAGE", message, "leave --calib-data and --imatrix out, or choose --method gptq")

@@ -11,6 +11,7 @@ from dlm_edge.errors import UsageProblem
 from dlm_edge.quant.grid import check_grid
 from dlm_edge.quant.methods import find_method
 from dlm_edge.quant.mixed import zero_at
+from dlm_edge.quant.states import StateConfig
 from dlm_edge.quant.tuning import TuningConfig
 from dlm_edge.quantized import ZeroKind
 
@@ -18,14 +19,15 @@ PER_CHANNEL = 0  # group size: one scale per output channel
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`bits` of every layer, or their mean where the method allocates them; `options` are further settings of the
-    method's config; `tuning` are those of the block tuning that follows the rounding, None for no tuning."""
+    """`bits` of every layer, or their mean where the method allocates them. `states`: further fields of StateConfig;
+    `options`: of the method's config; `tuning`: of TuningConfig, None for no tuning after the rounding."""
 
     method: str = "decoupleq"
     bits: float = 4
     group_size: int = 64
     zero: ZeroKind = "symmetric"
     calibration: str = "forward"
+    states: dict[str, Any] = {}
     rotate: bool = False
     options: dict[str, Any] = {}
     tuning: dict[str, Any] | None = None
@@ -71,6 +73,11 @@ def choose_recipe(name: str | None, **changes: Any) -> Recipe:
     return recipe
 
 
+def state_config(recipe: Recipe) -> StateConfig:
+    """How calibration states are made. Raises E-USAGE."""
+    return StateConfig(mode=recipe.calibration, **recipe.states)
+
+
 def check(recipe: Recipe) -> None:
     """Raise E-QUANT or E-USAGE for a recipe that no layer could follow."""
     method = find_method(recipe.method)
@@ -88,6 +95,7 @@ def check(recipe: Recipe) -> None:
             raise UsageProblem("E-QUANT", f"{recipe.bits} bits need the method mixed", "add --method mixed")
         check_grid(int(recipe.bits), recipe.group_size, recipe.zero)
     recipe.config(256 if recipe.group_size == PER_CHANNEL else recipe.group_size, 4 if method.allocates else None)
+    state_config(recipe)
     if recipe.tuning is not None:
         if not method.tunable:
             raise UsageProblem("E-QUANT", f"the method {recipe.method} leaves nothing to tune", "leave --tune out")

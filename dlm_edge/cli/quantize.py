@@ -34,6 +34,9 @@ RECIPES = ("w4", "w4-quality", "w3", "w2", "w8a8")
     type=click.Choice(["forward", "rollout", "clean"]),
     help="States with hidden tokens, those of real decoding, or clean text.",
 )
+@click.option("--draws", type=click.IntRange(1), help="Mask draws of every text; default: 1.")
+@click.option("--quota", type=click.Choice(["uniform", "u_shaped"]), help="How many states of each mask ratio.")
+@click.option("--confidence", is_flag=True, help="Weigh hidden tokens by the model's confidence.")
 @click.option("--calib-data", metavar="FILE", help="Your own text, .txt, .jsonl or .parquet; default: a shipped mix.")
 @click.option("--calib-tokens", type=click.IntRange(1), help="Default: what the widest layer needs, at least 32768.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)

@@ -1,6 +1,5 @@
 """Stopped, failed or killed at any point, a job continues to the bytes of an uninterrupted one."""
 
-import hashlib
 import os
 import random
 import signal
@@ -17,6 +16,7 @@ from dlm_edge.errors import DlmEdgeError, Stopped
 from dlm_edge.journal import JOURNAL, WorkFolder
 from dlm_edge.quant import quantize
 from tests.core.faulty_files import FaultyCalls, Killed
+from tests.quant.stopped_jobs import hashes, stop_after
 from tests.tiny import make_checkpoint
 
 SETTINGS = {"bits": 3, "group_size": 16}
@@ -41,10 +41,6 @@ def expected(source, text, tmp_path_factory):
     out = tmp_path_factory.mktemp("clean") / "out"
     quantize(source, out, calib_data=text, **SETTINGS)
     return hashes(out)
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
 
 
 # Every call for rounding; for GPTQ, where resuming recomputes activations, every file and journal line.
@@ -108,17 +104,6 @@ def test_a_resumed_job_does_not_repeat_finished_layers(source, text, expected, t
     assert len(report.layers) == 1 + 21 and hashes(tmp_path / "out") == expected
 
 
-def stop_after(monkeypatch, layers: int) -> None:
-    write = job_module.write_layer_file
-
-    def write_or_stop(path, tensors):
-        if path.name == f"layer-{layers:04}.safetensors":
-            raise KeyboardInterrupt
-        write(path, tensors)
-
-    monkeypatch.setattr(job_module, "write_layer_file", write_or_stop)
-
-
 def test_a_damaged_layer_is_done_again(source, text, expected, tmp_path, monkeypatch):
     stop_after(monkeypatch, layers=2)
     with pytest.raises(Stopped):
@@ -176,7 +161,7 @@ def test_two_runs_on_one_output_exclude_each_other(source, text, tmp_path):
     with WorkFolder.open(tmp_path / "out", {}, resume=False, restart=False):
         with pytest.raises(DlmEdgeError) as caught:
             quantize(source, tmp_path / "out", calib_data=text, **SETTINGS)
-    assert caught.value.code == "E-BUSY"
+    assert caught.value.code == "E-BUSY" and f"(process {os.getpid()})" in caught.value.message
 
 
 def command(source, out, text, *more: str) -> list[str]:
