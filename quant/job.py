@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -58,7 +59,7 @@ class Job:
         self.full: list[Tensor] | None = None
         self.probe: QualityProbe | None = None
         self.moments: dict[str, Moments] = {}
-        self.started, self.finished_now = time.perf_counter(), 0
+        self.layer_seconds: list[float] = []  # of the layers of this run
 
     def run(self) -> None:
         n_layers = self.source.spec.n_layers
@@ -206,9 +207,9 @@ class Job:
             untold=untold,
         )
         self.moments.clear()
-        self.finished_now += 1
         left = sum(not self.is_finished(j) for j in range(self.source.spec.n_layers))
-        eta = (time.perf_counter() - self.started) / self.finished_now * left
+        self.layer_seconds.append(seconds)
+        eta = statistics.fmean(self.layer_seconds) * left
         for n, r in enumerate(results, 1):
             done = sum(len(self.plan.names(j)) for j in range(i)) + n
             self.say(layer_line(LayerReport.of(r.record, r.seconds), done, len(self.plan.roles), eta))
