@@ -8,6 +8,10 @@ import sys
 
 def peak_rss_bytes() -> int:
     """Largest resident size of this process so far; 0 where the system does not tell (Windows)."""
+    # Linux keeps getrusage's maximum across exec: a process started by a large one would report its parent's.
+    own = _proc_bytes("/proc/self/status", "VmHWM:")
+    if own is not None:
+        return own
     try:
         import resource
     except ImportError:
@@ -18,13 +22,21 @@ def peak_rss_bytes() -> int:
 
 def available_bytes() -> int | None:
     """Memory that can be had without swapping; None where the system does not tell."""
+    free = _proc_bytes("/proc/meminfo", "MemAvailable:")
+    if free is not None:
+        return free
+    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _proc_bytes(path: str, key: str) -> int | None:
+    """A size in kB from one of Linux' text files; None where there is no such file or line."""
     try:
-        with open("/proc/meminfo", encoding="ascii") as file:
+        with open(path, encoding="ascii", errors="replace") as file:
             for line in file:
-                if line.startswith("MemAvailable:"):
+                if line.startswith(key):
                     return int(line.split()[1]) * 1024
     except OSError:
         pass
-    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return None

@@ -27,7 +27,7 @@ from dlm_edge.quant.state_batch import BATCH_TOKENS
 from dlm_edge.quant.statistics import BLOCK
 
 SMALL_FILES_BYTES = 32 << 20  # tokenizer, index, card and the like
-PROCESS_BYTES = 390 << 20  # Python, torch and their libraries, and what the allocator keeps of small tensors
+PROCESS_BYTES = 365 << 20  # Python, torch and their libraries, and what the allocator keeps of small tensors
 START_SECONDS = 4.0
 READ_SPEED = 1e9  # bytes a second, hashing included
 DOUBLE = 2.0  # a float64 operation in float32 ones
