@@ -11,8 +11,10 @@ case "$wheel" in *py3-none-*) ;; *) echo "unexpected wheel tag: $wheel"; exit 1 
 .venv/bin/python - "$wheel" <<'PY'
 import sys, zipfile
 names = zipfile.ZipFile(sys.argv[1]).namelist()
-strangers = [n for n in names if not n.startswith(("dlm_edge/", "dlm_edge-"))]
-assert not strangers, f"the wheel holds more than dlm_edge/: {strangers[:5]}"
+plug_in = "optimum/commands/register/register_dlm_edge.py"  # where optimum-cli looks for sub-commands
+strangers = [n for n in names if not n.startswith(("dlm_edge/", "dlm_edge-")) and n != plug_in]
+assert not strangers, f"the wheel holds more than dlm_edge/ and the plug-in: {strangers[:5]}"
+assert plug_in in names, "the plug-in for optimum-cli is missing"
 assert any(n.endswith("libdlm_edge_ops.so") for n in names), "no native library in the wheel"
 assert not any(n.endswith((".cpp", ".h")) for n in names), "C++ sources in the wheel"
 PY
