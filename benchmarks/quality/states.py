@@ -13,6 +13,7 @@ from dlm_edge.evaluation.masked_nll import text_windows
 from dlm_edge.evaluation.tasks import SHORT_TASKS, Sample, make_samples
 from dlm_edge.models.transformer import DiffusionTransformer
 from dlm_edge.quant.calibration_text import RowCutter, encode
+from dlm_edge.quant.quality_probe import hidden_share, predictor
 from dlm_edge.quant.states import Batch, Row, StateConfig, make_states
 
 EVALUATION_SEED = 20  # of tasks and of hidden tokens; calibration draws from others
@@ -76,23 +77,3 @@ def log_probabilities(model: DiffusionTransformer, batch: Batch, row: Tensor, pl
     logits: Tensor = model.head(model.final_norm(out))[:, : model.spec.vocab_size]
     logits[:, model.spec.conventions.mask_id] = -math.inf
     return logits.log_softmax(1)
-
-
-def predictor(batch: Batch, shift: int, block: int) -> Tensor:
-    """For every place in the row the place whose logits predict it; -1 for the first token of a shifted model."""
-    place = torch.arange(len(batch.positions))
-    if not shift:
-        return place
-    n_clean = int(batch.positions.max()) + 1
-    noisy_first = (place >= n_clean) & (batch.positions % block == 0)  # read from the clean copy of the block before
-    return torch.where(noisy_first, batch.positions, place) - 1
-
-
-def hidden_share(batch: Batch, block: int) -> Tensor:
-    """[rows, seq]: hidden tokens of the block's noisy copy (of the row, where there is no copy) in its length."""
-    hidden = (batch.ids != batch.originals).double()
-    n_clean = int(batch.positions.max()) + 1
-    if hidden.shape[1] == n_clean:
-        return hidden.mean(1, keepdim=True).expand_as(hidden)
-    noisy = hidden[:, n_clean:].reshape(len(hidden), -1, block).mean(2).repeat_interleave(block, 1)
-    return torch.cat([torch.zeros_like(hidden[:, :n_clean]), noisy], 1)
