@@ -38,6 +38,17 @@ OURS: dict[str, tuple[dict[str, Any], bool]] = {
     "decoupleq asym": ({"method": "decoupleq", "zero": "integer"}, True),
     "decoupleq": ({"method": "decoupleq", "zero": "float"}, True),
 }
+# Choices among calibration states, for the method whose statistics they are.
+STATES: dict[str, dict[str, Any]] = {
+    "clean": {"calibration": "clean"},
+    "rollout": {"calibration": "rollout"},
+    "confidence": {"confidence": True},
+    "2 draws": {"draws": 2},
+    "rollout u-shaped": {"calibration": "rollout", "quota": "u_shaped"},
+}
+OURS |= {
+    f"gptq asym {name}": ({"method": "gptq", "zero": "integer", **chosen}, True) for name, chosen in STATES.items()
+}
 BEST = "decoupleq"  # calibrated in every way
 CALIBRATIONS = ("clean", "forward", "rollout")
 # Settings of one width, and recipes as users name them.

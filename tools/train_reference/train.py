@@ -1,7 +1,8 @@
-"""Train a reference model on CPU cores (data parallel over processes) or on a GPU.
+r"""Train a reference model on CPU cores (data parallel over processes) or on a GPU.
 
     python tools/train_reference/train.py --kind block --out build/reference --minutes 90 --procs 2
-    python tools/train_reference/train.py --kind full  --out build/reference-full --minutes 30 --procs 2
+    python tools/train_reference/train.py --kind full  --out build/reference-full --minutes 40 --procs 2 \
+        --start dlm_edge/reference_models/reference
 
 The run can be cut: the same command with --resume goes on from the last saved state.
 """
@@ -25,6 +26,7 @@ from tokenizer import train_tokenizer
 from tokenizers import Tokenizer
 from torch import Tensor
 from two_stream import TwoStream
+from warm_start import start_from
 
 from dlm_edge.evaluation.text import python_sources
 from dlm_edge.families.spec import Conventions, ModelSpec
@@ -32,7 +34,7 @@ from dlm_edge.models.transformer import DiffusionTransformer, dense_attention
 
 SHAPES = {  # hidden, layers, heads, kv heads, feed-forward
     "block": (256, 6, 4, 2, 768),
-    "full": (256, 4, 4, 4, 704),
+    "full": (256, 6, 4, 4, 768),
     "tiny": (64, 2, 2, 1, 128),
 }
 
@@ -62,7 +64,7 @@ class Objective:
         self.full = model.spec.conventions.attention == "full"
         self.block = maker.block or 16
         self.patterns: dict[tuple[int, int], TwoStream] = {}
-        self.record_limit = 32 if self.full else 509
+        self.record_limit = 253 if self.full else 509
         self.n_records, self.accuracy = 8, 0.0
         self.hits = torch.zeros(2)  # right, asked: overridden records of the last step
 
@@ -79,7 +81,7 @@ class Objective:
             length = [32, 48, 64][step % 3]  # canvases of several lengths
             parts["text"] = lambda: self.loss(maker.text(3 * scale, 128))
             parts["short"] = lambda: self.loss(maker.short(2400 * scale // length, length))
-            parts["find"] = lambda: self.find_loss(512 * scale)
+            parts["find"] = lambda: self.find_loss(1024 * scale)
         elif self.n_records >= 64 or step > 900:
             length = [128, 128, 256, 512][step % 4]
             parts["long"] = lambda: self.loss(maker.long(1024 * scale // length, length))
@@ -189,6 +191,8 @@ def run(rank: int, args: argparse.Namespace, rendezvous: str) -> None:
         torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     step, spent = 0, 0.0
+    if args.start and not args.resume:
+        model.load_state_dict(start_from(Path(args.start), model.spec, text_ids))
     if args.resume:
         model.load_state_dict(load_file(out / "weights.safetensors"), strict=False)
         state = torch.load(out / "state.pt", weights_only=True)
@@ -299,6 +303,7 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=16)
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--start", help="folder of the finished block-causal model: the full one inherits its weights")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     prepare(Path(args.out))
