@@ -9,9 +9,11 @@ from typing import Any
 
 import msgspec
 
+from dlm_edge import files
 from dlm_edge.bundle import is_bundle, open_bundle
 from dlm_edge.errors import UsageProblem
 from dlm_edge.families.spec import ModelSpec
+from dlm_edge.runtime.layouts import CacheShape, bytes_per_token, default_group
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,32 +27,46 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     dtypes: dict[str, int]  # number of tensors per storage type
     conventions: dict[str, Any]
     dimensions: dict[str, Any]
-    cache_bytes_per_token: int
+    cache_layout: str
+    cache_bytes_per_token: float
     quantization: dict[str, Any] | None
-    outliers: list[dict[str, Any]] | None = None  # profiles of the linear inputs, with what W8A8 would do about them
+    outliers: list[dict[str, Any]] | None = None  # profiles of the linear inputs, and what w8a8 does about them
 
 
 def inspect_outliers(
-    path: str | Path, *, calib_data: Path | None = None, seed: int = 0, progress: Callable[[str], None] = lambda _: None
+    path: str | Path,
+    *,
+    calib_data: Path | None = None,
+    seed: int = 0,
+    plot: Path | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
-    """The outliers of every linear input of a checkpoint on calibration states: fields of `quant.outliers.InputProfile`,
-    and `treatments`, what would be done about them for int8 activations.
+    """The outliers of every linear input of a checkpoint on calibration states: fields of `quant.outliers.InputProfile`.
 
-    Raises E-USAGE for a bundle, E-TOK, E-CALIB, E-NAN, and what opening the checkpoint raises.
+    `plot`: an SVG file to write, the map of them. Raises E-USAGE for a bundle or a plot that has no place, E-TOK,
+    E-CALIB, E-NAN, E-IO, and what opening the checkpoint raises.
     """
     if is_bundle(Path(path)):
         message = f"{path} is a bundle; outliers are found in the checkpoint it was made from"
         raise UsageProblem("E-USAGE", message, "give the checkpoint's folder")
     from dlm_edge.checkpoint import open_checkpoint
+    from dlm_edge.quant.outlier_map import outlier_map
     from dlm_edge.quant.outliers import profile_outliers
-    from dlm_edge.quant.treatments import choose_treatments
 
-    checkpoint = open_checkpoint(path)
-    profiles = profile_outliers(checkpoint, calib_data=calib_data, seed=seed, progress=progress)
-    return [
-        {**msgspec.to_builtins(p), "treatments": choose_treatments(p, checkpoint.spec, bits=8, activations="int8")}
-        for p in profiles
-    ]
+    if plot is not None:
+        check_place(plot)
+    profiles = profile_outliers(open_checkpoint(path), calib_data=calib_data, seed=seed, progress=progress)
+    if plot is not None:
+        files.write_file(plot, outlier_map(profiles))
+    return [msgspec.to_builtins(profile) for profile in profiles]
+
+
+def check_place(plot: Path) -> None:
+    """Before minutes of work, not after them."""
+    if not plot.parent.is_dir():
+        raise UsageProblem("E-USAGE", f"the folder {plot.parent} for the plot does not exist", "create it first")
+    if plot.is_dir():
+        raise UsageProblem("E-USAGE", f"{plot} is a folder", "name a file, as in outliers.svg")
 
 
 def inspect_artefact(path: str | Path) -> Inspection:
@@ -66,7 +82,7 @@ def inspect_artefact(path: str | Path) -> Inspection:
         kind="checkpoint" if record is None else "quantized",
         size_bytes=sum(f.stat().st_size for f in checkpoint.path.iterdir() if f.is_file()),
         dtypes=dict(Counter(checkpoint.dtype(role) for role in checkpoint.roles())),
-        cache_item_bytes=4,
+        cache=("kv-fp32", default_group("kv-fp32")),
         quantization=None if record is None else _summary(msgspec.to_builtins(record)),
     )
 
@@ -78,8 +94,8 @@ def _bundle(path: Path) -> Inspection:
         manifest.model,
         kind="bundle",
         size_bytes=bundle.size_bytes,
-        dtypes=dict(Counter(str(node.get("form", "packed")) for node in manifest.nodes)) | {manifest.cache_dtype: 1},
-        cache_item_bytes=2 if manifest.cache_dtype == "float16" else 4,
+        dtypes=dict(Counter(str(node.get("form", "packed")) for node in manifest.nodes)),
+        cache=(manifest.cache_layout, manifest.cache_group),
         quantization=None if manifest.quantization is None else _summary(manifest.quantization),
     )
 
@@ -90,7 +106,7 @@ def _describe(
     kind: str,
     size_bytes: int,
     dtypes: dict[str, int],
-    cache_item_bytes: int,
+    cache: tuple[str, int],
     quantization: dict[str, Any] | None,
 ) -> Inspection:
     dimensions = msgspec.to_builtins(spec)
@@ -104,7 +120,8 @@ def _describe(
         dtypes=dtypes,
         conventions=conventions,
         dimensions=dimensions,
-        cache_bytes_per_token=2 * spec.n_layers * spec.kv_width * cache_item_bytes,
+        cache_layout=cache[0],
+        cache_bytes_per_token=bytes_per_token(cache[0], CacheShape.of(spec), group=cache[1]),
         quantization=quantization,
     )
 

@@ -190,7 +190,7 @@ class LayerRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     effective_rank: float | None = None  # of the inputs' second moment, at most in_features
     input_peak: float | None = None  # largest |x| of the strongest input channel over that of the median one
     damping: float | None = None
-    treatment: list[str] = []  # what was done about outliers: smooth, split, rotate, more bits
+    treatment: list[str] = []  # done about outliers: smooth, scale, split, rotate, more bits or none, each with (why)
     notes: list[str] = []
 
 
@@ -210,3 +210,4 @@ class QuantizationRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     skipped: list[str] = []
     fallbacks: list[str] = []
     quality: list[dict[str, Any]] = []  # masked NLL on held-out states before and after, by share of hidden tokens
+    rotation: dict[str, Any] = {}  # of a rotated model: how much that changed it in full precision, and where most

@@ -29,6 +29,7 @@ from dlm_edge.quant.layer_pass import attention_mix
 from dlm_edge.quant.rounded import Rounded
 from dlm_edge.quant.states import Batch
 from dlm_edge.quant.statistics import InputStatistics, inverse_factor
+from dlm_edge.quant.treatments import Decision
 from dlm_edge.quantized import ZeroKind, dequantize
 
 __all__ = ["AwqConfig", "dequantize", "prepare", "quantize"]
@@ -67,7 +68,7 @@ class GridSettings(Protocol):
 
 def prepare(
     layer: Layer, spec: ModelSpec, batches: list[Batch], hidden: list[Tensor], config: GridSettings
-) -> dict[str, list[str]]:
+) -> dict[str, list[Decision]]:
     """Scale the input channels of every group of linears whose producer can take the scale back; the layer's
     function stays. Returns what was done, by linear. Raises E-QUANT, E-NAN."""
     return _scale(layer, spec, batches, hidden, config, lambda inputs: inputs.second_moment.float())
@@ -75,25 +76,25 @@ def prepare(
 
 def prepare_for_gptq(
     layer: Layer, spec: ModelSpec, batches: list[Batch], hidden: list[Tensor], config: GptqConfig
-) -> dict[str, list[str]]:
+) -> dict[str, list[Decision]]:
     """As `prepare`, judged by what GPTQ cannot make up for."""
     return _scale(layer, spec, batches, hidden, config, lambda inputs: uncorrected(inputs, config))
 
 
 def _scale(
     layer: Layer, spec: ModelSpec, batches: list[Batch], hidden: list[Tensor], config: GridSettings, judge: Judge
-) -> dict[str, list[str]]:
+) -> dict[str, list[Decision]]:
     def choose(
         layer: Layer, linears: tuple[str, ...], batches: list[Batch], inputs: list[Tensor]
-    ) -> tuple[Tensor | None, str]:
-        scales, said = search_scales(layer, linears, batches, inputs, config, judge)
+    ) -> tuple[Tensor | None, Decision]:
+        scales, decision = search_scales(layer, linears, batches, inputs, config, judge)
         if scales is None or linears != ("q", "k", "v") or not spec.qk_norm:
-            return scales, said
+            return scales, decision
         plain = attention_error(layer, spec, batches, inputs, torch.ones_like(scales), config)
         scaled = attention_error(layer, spec, batches, inputs, scales, config)
         if scaled < plain:
-            return scales, f"{said}, attention {scaled / plain - 1:+.0%}"
-        return None, f"not scaled: attention error {scaled / plain - 1:+.1%} (q and k are normalised)"
+            return scales, Decision("scale", f"{decision.why}, attention {scaled / plain - 1:+.0%}")
+        return None, Decision("none", f"scaled: attention error {scaled / plain - 1:+.1%}, q and k are normalised")
 
     return scale_groups(layer, spec, batches, hidden, choose)
 
@@ -119,7 +120,7 @@ def search_scales(
     inputs: list[Tensor],
     config: GridSettings,
     judge: Judge,
-) -> tuple[Tensor | None, str]:
+) -> tuple[Tensor | None, Decision]:
     """The scales [in_features] with the least output error, or None when no scale is better than none."""
     weight = columns_of(layer, linears)
     check_fits(" ".join(linears), weight.shape[1], config.group_size)
@@ -135,8 +136,8 @@ def search_scales(
         if error < least:
             best, least = scales, error
     if best is None:
-        return None, "not scaled: no scale lowers the output error"
-    return best, f"scale (output error {least / plain - 1:+.0%})"
+        return None, Decision("none", "no scale lowers the output error")
+    return best, Decision("scale", f"output error {least / plain - 1:+.0%}")
 
 
 def candidate_scales(x_mean: Tensor, w_mean: Tensor) -> Iterator[Tensor]:

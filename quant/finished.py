@@ -13,6 +13,7 @@ from torch import Tensor
 from dlm_edge import files
 from dlm_edge.checkpoint.formats.imatrix import gguf_name, write_imatrix
 from dlm_edge.journal import WorkFolder
+from dlm_edge.models.int8_linear import with_int8_activations
 from dlm_edge.models.streamed import layer_roles
 from dlm_edge.models.transformer import Layer
 from dlm_edge.quant.layer_file import StoredTensor, read_packed_tensor, read_plain, write_layer_file
@@ -77,6 +78,22 @@ class FinishedLayers:
                 state[role.removeprefix(prefix)] = read_plain(path, name)
         layer.load_state_dict(state, assign=True)
         return layer.eval().requires_grad_(False)
+
+    def round_inputs(self, i: int, layer: Layer) -> Layer:
+        """Layer `i` as it runs: linears whose record says int8 activations get them, in place."""
+        line, path = self.work.records[layer_key(i)], self.work.path / file_name(layer_key(i))
+        linears = {name: linear for linear, name in self.plan.names(i).items()}
+        for record in msgspec.convert(line["layers"], list[LayerRecord]):
+            if record.activations != "int8":
+                continue
+            linear, columns = linears[record.name], []
+            if record.outlier_columns:
+                width = self.plan.checkpoint.shape(f"layers.{i}.{linear}.weight")[1]
+                packed = read_packed_tensor(path, record, width)
+                if isinstance(packed, QuantizedTensor) and packed.outliers is not None:
+                    columns = packed.outliers.columns.tolist()
+            setattr(layer, linear, with_int8_activations(getattr(layer, linear), columns))
+        return layer
 
     def plain_tensors(self, i: int, layer: Layer) -> list[StoredTensor]:
         """What is not packed in layer `i`: the source's bytes, or float32 where folding or tuning changed the values."""

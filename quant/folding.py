@@ -21,18 +21,19 @@ from dlm_edge.families.spec import ModelSpec
 from dlm_edge.models.transformer import Layer
 from dlm_edge.quant.layer_pass import run_stages
 from dlm_edge.quant.states import Batch
+from dlm_edge.quant.treatments import Decision
 
 PRODUCERS = {("q", "k", "v"): "attn_norm", ("o",): "v", ("gate", "up"): "mlp_norm", ("down",): "up"}
 SMALLEST_SCALE = 1e-4
 
-# layer, linears that read one input, batches, their inputs -> scales [in_features] or None, and what to say about it
-Choose = Callable[[Layer, tuple[str, ...], list[Batch], list[Tensor]], tuple[Tensor | None, str]]
+# layer, linears that read one input, batches, their inputs -> scales [in_features] or None, and the decision with its reason
+Choose = Callable[[Layer, tuple[str, ...], list[Batch], list[Tensor]], tuple[Tensor | None, Decision]]
 
 
 def refusal(linears: tuple[str, ...], spec: ModelSpec) -> str | None:
     """Why no scale can be folded into what comes before these linears; None when it can."""
     if linears == ("o",) and spec.n_kv_heads != spec.n_heads:
-        return f"not scaled: {spec.n_heads} query heads share {spec.n_kv_heads} v heads"
+        return f"{spec.n_heads} query heads share {spec.n_kv_heads} v heads"
     return None
 
 
@@ -53,22 +54,24 @@ def fold(layer: Layer, linears: tuple[str, ...], scales: Tensor) -> None:
 
 def scale_groups(
     layer: Layer, spec: ModelSpec, batches: list[Batch], hidden: list[Tensor], choose: Choose
-) -> dict[str, list[str]]:
-    """Let `choose` scale each group of linears in forward order, and fold what it chose; treatments by linear.
+) -> dict[str, list[Decision]]:
+    """Let `choose` scale each group of linears in forward order, and fold what it chose; decisions by linear.
 
     `hidden` stays as it is. Only the inputs of one group are held at a time.
     """
-    treatments: dict[str, list[str]] = {}
+    decisions: dict[str, list[Decision]] = {}
     for linears, inputs in run_stages(layer, spec, batches, list(hidden)):
-        scales, said = None, refusal(linears, spec)
-        if said is None:
-            scales, said = choose(layer, linears, batches, inputs)
-        if scales is not None:
-            fold(layer, linears, scales)
-            for n, x in enumerate(inputs):
-                inputs[n] = x / scales  # what the folded producer would have given
-        treatments |= {linear: [said] for linear in linears}
-    return treatments
+        refused = refusal(linears, spec)
+        decision = Decision("none", refused or "")
+        if refused is None:
+            held = inputs.hold()
+            scales, decision = choose(layer, linears, batches, held)
+            if scales is not None:
+                fold(layer, linears, scales)
+                for n, x in enumerate(held):
+                    held[n] = x / scales  # what the folded producer would have given
+        decisions |= {linear: [decision] for linear in linears}
+    return decisions
 
 
 def usable_scales(scales: Tensor) -> Tensor:

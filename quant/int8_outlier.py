@@ -19,6 +19,7 @@ from dlm_edge.errors import UsageProblem
 from dlm_edge.quant.grid import Grid, choose_grid, pack_grid
 from dlm_edge.quant.rounded import Rounded
 from dlm_edge.quant.statistics import InputStatistics
+from dlm_edge.quant.treatments import Decision
 from dlm_edge.quantized import OutlierColumns, QuantizedTensor, ZeroKind, dequantize
 
 __all__ = ["Int8Config", "dequantize", "outlier_columns", "quantize", "quantize_whole"]
@@ -59,26 +60,36 @@ def outlier_columns(absolute_max: Tensor, config: Int8Config) -> tuple[Tensor, i
     return kept.sort().values, int(beyond.sum())
 
 
+def split_decision(absolute_max: Tensor, config: Int8Config) -> Decision:
+    """Whether columns of an input with these largest |x| [in_features] are kept apart, and how far they stand out."""
+    columns, beyond = outlier_columns(absolute_max, config)
+    used = absolute_max[absolute_max > 0]
+    peak = f"{float(used.max() / used.median()) if len(used) else 0:.3g} x the median"
+    if not beyond:
+        return Decision("none", f"largest peak {peak}, split beyond {config.threshold:g}")
+    if not len(columns):
+        return Decision("none", f"largest peak {peak}, but of {len(absolute_max)} columns none may be split")
+    left = f", {beyond - len(columns)} more lie beyond {config.threshold:g}" if beyond > len(columns) else ""
+    return Decision("split", f"{len(columns)} of {len(absolute_max)} columns, peaks up to {peak}{left}")
+
+
 def quantize(name: str, weight: NDArray[np.float32], config: Int8Config, inputs: InputStatistics) -> Rounded:
     """One int8 scale per row of `weight` [out, in]; outlier columns in float16 beside it, their codes zero."""
     check_row(name, weight, config)
     columns, beyond = outlier_columns(inputs.absolute_max, config)
-    notes = []
+    decision = split_decision(inputs.absolute_max, config)
     if len(columns) and np.abs(weight[:, columns]).max() > LARGEST_HALF:
-        notes.append("outlier columns hold weights beyond float16 and were not kept apart")
+        decision = Decision("none", "outlier columns hold weights beyond float16 and were not kept apart")
         columns = columns[:0]
-    if len(columns):
-        notes.append(f"{len(columns)} of {weight.shape[1]} input columns kept in float16")
-    if beyond > len(columns):
-        notes.append(f"{beyond} columns lie beyond {config.threshold:g} x the median, {len(columns)} were kept apart")
+    notes = [decision.why] if beyond and not len(columns) else []  # wanted, and not done
     rest = torch.from_numpy(weight).clone()
     rest[:, columns] = 0
     tensor = per_row(rest)
     if not len(columns):
-        return Rounded(tensor, notes)
+        return Rounded(tensor, notes, treatment=decision)
     kept = weight[:, columns.numpy()].astype(np.float16).astype(np.float32)
     outliers = OutlierColumns(columns.numpy(), np.ascontiguousarray(kept))
-    return Rounded(QuantizedTensor(tensor.packed, tensor.scales, 8, outliers=outliers), notes)
+    return Rounded(QuantizedTensor(tensor.packed, tensor.scales, 8, outliers=outliers), treatment=decision)
 
 
 def quantize_whole(

@@ -19,10 +19,12 @@ from dlm_edge.models.transformer import Layer
 from dlm_edge.quant.calibration import Calibration
 from dlm_edge.quant.finished import FinishedLayers, file_name, layer_key
 from dlm_edge.quant.held_out import held_out_states
+from dlm_edge.quant.invariance import InvarianceCheck, summary
 from dlm_edge.quant.layer_file import StoredTensor, packed_tensors, write_layer_file
 from dlm_edge.quant.layer_pass import advance
 from dlm_edge.quant.layer_step import LayerJob, quantize_with_states, quantize_without_states
 from dlm_edge.quant.methods import QuantizedLinear, find_method
+from dlm_edge.quant.mixed import more_bits
 from dlm_edge.quant.moments import Moments
 from dlm_edge.quant.outer import chunks, outer_tensors, packed_chunks
 from dlm_edge.quant.output_folder import audit, write_folder
@@ -33,9 +35,10 @@ from dlm_edge.quant.report import LayerReport, layer_line
 from dlm_edge.quant.rotation import Rotation
 from dlm_edge.quant.source_weights import SourceWeights
 from dlm_edge.quant.statistics import InputStatistics
+from dlm_edge.quant.treatments import Decision
 from dlm_edge.quantized import LayerRecord, QuantizationRecord
 
-OUTER, BITS, QUALITY = "outer", "bits", "quality"  # journal keys of what belongs to no layer
+OUTER, BITS, ROTATION, QUALITY = "outer", "bits", "rotation", "quality"  # journal keys of what belongs to no layer
 
 
 class Job:
@@ -58,6 +61,7 @@ class Job:
         self.hidden: list[Tensor] = []
         self.full: list[Tensor] | None = None
         self.probe: QualityProbe | None = None
+        self.invariance: InvarianceCheck | None = None
         self.moments: dict[str, Moments] = {}
         self.layer_seconds: list[float] = []  # of the layers of this run
 
@@ -83,17 +87,20 @@ class Job:
         if find_method(self.recipe.method).allocates and not self.work.is_done(BITS):
             self.say("probing   every layer at 2, 3, 4 and 8 bits")
             assert self.calibrated is not None
-            self.work.record(
-                BITS, names=[], bits=allocate_bits(self.plan, self.recipe, self.weights, self.calibrated.batches)
-            )
+            allotted = allocate_bits(self.plan, self.recipe, self.weights, self.calibrated.batches)
+            self.work.record(BITS, names=[], **allotted)
         missing = [i for i in range(n_layers) if not self.is_finished(i)]
         if self.calibrated and not (not missing and self.work.is_done(QUALITY)):
             self.open_streams()
-        for i in range(n_layers if self.probe else max(missing, default=-1) + 1):
+        if self.weights.rotation is not None and not (not missing and self.work.is_done(ROTATION)):
+            self.invariance = InvarianceCheck(self.weights)
+        for i in range(n_layers if self.probe or self.invariance else max(missing, default=-1) + 1):
             if i in missing:
                 self.quantize_layer(i)
-            elif self.calibrated:
+            else:
                 self.pass_finished(i)
+        if self.invariance:
+            self.work.record(ROTATION, names=[], embedding=self.invariance.embedding, logits=self.invariance.logits())
         if self.probe:
             self.work.record(QUALITY, names=[], quality=self.measured_quality(self.probe))
 
@@ -122,28 +129,45 @@ class Job:
         self.probe = QualityProbe(self.plan.spec, held_out_states(self.source, self.options), embed)
 
     def quantize_layer(self, i: int) -> None:
-        started, layer = time.perf_counter(), self.weights.layer(i)
+        started, changed = time.perf_counter(), None
+        if self.invariance is None:
+            layer = self.weights.layer(i)
+        else:
+            layer = self.weights.source_layer(i)
+            changed = self.invariance.turn(i, layer)
         names = self.plan.names(i)
-        job = LayerJob(self.plan.spec, names, self.bits_of(names), self.recipe, self.options.strict, self.note_inputs)
+        bits, decided = self.bits_of(names), self.decided(names, changed)
+        job = LayerJob(self.plan.spec, names, bits, self.recipe, self.options.strict, self.note_inputs, decided)
         if self.calibrated:
             zero = self.options.allow_nonfinite
             results = quantize_with_states(
                 layer, job, self.calibrated.batches, self.hidden, self.full, zero_nonfinite=zero
             )
-            self.advance_beside(i, layer)
         else:
             results = quantize_without_states(layer, job)
         for result in results:
             zeroed = self.weights.zeroed.get(f"layers.{i}.{result.linear}.weight")
             if zeroed:
                 result.record.notes.append(f"{zeroed} NaN or infinite weights set to zero")
-            if self.work.is_done(BITS) and result.record.bits > self.recipe.bits:
-                result.record.treatment.append("more bits")
         roles = [r for r in self.weights.zeroed if r.startswith(f"layers.{i}.")]
         untold = self.zeroed_beside(roles, self.plan.roles)
         if results:
             results[0].record.notes.extend(untold)
-        self.keep(i, layer, results, time.perf_counter() - started, [] if results else untold)
+        self.keep(i, layer, results, time.perf_counter() - started, [] if results else untold, changed)
+        if self.calibrated:
+            self.advance_beside(i, layer, full_too=not find_method(self.recipe.method).needs_full)
+
+    def decided(self, names: dict[str, str], changed: float | None) -> dict[str, list[Decision]]:
+        """What the job does about outliers beside its method; `changed` by the rotation of the layer."""
+        found: dict[str, list[Decision]] = {linear: [] for linear in names}
+        for linear, name in names.items():
+            if changed is not None:
+                why = f"residual stream and heads, layer output changed by {changed:.1e}"
+                found[linear].append(Decision("rotate", why))
+            if self.work.is_done(BITS):
+                line = self.work.records[BITS]
+                found[linear] += more_bits(line["bits"][name], self.recipe.bits, line["errors"][name])
+        return found
 
     def zeroed_beside(self, roles: Iterable[str], packed: Iterable[str]) -> list[str]:
         """Norms, biases and skipped weights have no record of their own: the nearest one tells of them."""
@@ -160,21 +184,25 @@ class Job:
         moments = Moments.of(inputs)
         self.moments.update(dict.fromkeys(linears, moments))
 
-    def advance_beside(self, i: int, quantized: Layer) -> None:
+    def advance_beside(self, i: int, quantized: Layer, *, full_too: bool = True) -> None:
         """The streams that only look on: the source's own, and the held-out states in both models."""
-        if self.full is None and self.probe is None:
+        full = self.full if full_too else None
+        if full is None and self.probe is None:
             return
         source, spec = self.weights.layer(i), self.plan.spec
         zero = self.options.allow_nonfinite
-        if self.full is not None:
+        if full is not None:
             assert self.calibrated is not None
-            advance(source, spec, self.calibrated.batches, self.full, zero_nonfinite=zero)
+            advance(source, spec, self.calibrated.batches, full, zero_nonfinite=zero)
         if self.probe is not None:
-            self.probe.advance(source, quantized)
+            self.probe.advance(source, self.done.round_inputs(i, quantized))
 
     def pass_finished(self, i: int) -> None:
         """Advance the states through a layer of an earlier run, with the weights that it left."""
-        assert self.calibrated is not None
+        if self.invariance is not None:
+            self.invariance.advance(i, self.weights.source_layer(i))
+        if self.calibrated is None:
+            return
         layer, zero = self.done.layer(i), self.options.allow_nonfinite
         advance(layer, self.plan.spec, self.calibrated.batches, self.hidden, zero_nonfinite=zero)
         self.advance_beside(i, layer)
@@ -187,7 +215,15 @@ class Job:
             after = packed_chunks(self.done.packed_outer(OUTER, head))
         return probe.result((gain, chunks(self.weights, head)), (gain, after))
 
-    def keep(self, i: int, layer: Layer, results: list[QuantizedLinear], seconds: float, untold: list[str]) -> None:
+    def keep(
+        self,
+        i: int,
+        layer: Layer,
+        results: list[QuantizedLinear],
+        seconds: float,
+        untold: list[str],
+        changed: float | None,
+    ) -> None:
         packed = [t for r in results for t in packed_tensors(r.record.name, r.tensor)]
         for result in results:
             if result.linear in self.moments:
@@ -205,6 +241,7 @@ class Job:
             fallbacks=[r.record.name for r in results if r.fell_back],
             packed_bytes=sum(t.size_bytes for t in packed),
             untold=untold,
+            rotation_change=changed,
         )
         self.moments.clear()
         left = sum(not self.is_finished(j) for j in range(self.source.spec.n_layers))
@@ -238,6 +275,13 @@ class Job:
     def quality(self) -> list[dict[str, Any]]:
         return list(self.work.records[QUALITY]["quality"]) if self.work.is_done(QUALITY) else []
 
+    def rotation(self) -> dict[str, Any]:
+        """How much the rotation changed the model in full precision; empty without one."""
+        if not self.work.is_done(ROTATION):
+            return {}
+        line, layers = self.work.records[ROTATION], [line["rotation_change"] for line in self.done.lines()]
+        return summary(self.source.spec, line["embedding"], layers, line["logits"])
+
     def record(self) -> QuantizationRecord:
         recipe, options = self.recipe, self.options
         return QuantizationRecord(
@@ -253,4 +297,5 @@ class Job:
             skipped=list(self.plan.skipped),
             fallbacks=self.fallbacks(),
             quality=self.quality(),
+            rotation=self.rotation(),
         )

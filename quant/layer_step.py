@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from dlm_edge.families.spec import ModelSpec
 from dlm_edge.models.transformer import Layer
-from dlm_edge.quant.layer_pass import LINEARS, Stage, advance, run_stages
+from dlm_edge.quant.layer_pass import ADDING, LINEARS, Inputs, Stage, advance, run_stages
 from dlm_edge.quant.methods import QuantizedLinear, find_method, quantize_linear
 from dlm_edge.quant.recipes import Recipe
 from dlm_edge.quant.states import Batch
 from dlm_edge.quant.statistics import InputStatistics
+from dlm_edge.quant.treatments import Decision, settled
 from dlm_edge.quant.tuning import TuningConfig, tune_layer
 from dlm_edge.quantized import PackedWeight, QuantizedTensor, dequantize
 
@@ -23,7 +25,7 @@ from dlm_edge.quantized import PackedWeight, QuantizedTensor, dequantize
 @dataclass(frozen=True, slots=True)
 class LayerJob:
     """One layer to be quantized. `names` maps its linears to tensor names, `bits` to their bits; `seen` is shown the
-    statistics of every group of linears before they are used."""
+    statistics of every group of linears before they are used; `decided`: what the job as a whole did about outliers."""
 
     spec: ModelSpec
     names: Mapping[str, str]
@@ -31,11 +33,14 @@ class LayerJob:
     recipe: Recipe
     strict: bool
     seen: Callable[[list[str], InputStatistics], None] = lambda linears, inputs: None
+    decided: Mapping[str, list[Decision]] = field(default_factory=dict)
 
 
 def quantize_without_states(layer: Layer, job: LayerJob) -> list[QuantizedLinear]:
     """Every weight by itself; those of `layer` stay as they are."""
-    return [round_one(job, linear, weight_of(layer, linear), None) for linear in LINEARS if linear in job.names]
+    done = [round_one(job, linear, weight_of(layer, linear), None) for linear in LINEARS if linear in job.names]
+    tell_treatments(job, done, {})
+    return done
 
 
 def quantize_with_states(
@@ -49,29 +54,40 @@ def quantize_with_states(
 ) -> list[QuantizedLinear]:
     """As above, with statistics of the inputs; `hidden` and the weights of `layer` advance to the quantized ones.
 
-    `full` are the layer's inputs in the full-precision model, for methods and tunings that compare with it.
+    `full` are the layer's inputs in the full-precision model, for methods and tunings that compare with it; they
+    advance too where the method `needs_full`, and stay where only a tuning reads them.
     """
     method, recipe = find_method(job.recipe.method), job.recipe
-    treatments: dict[str, list[str]] = {}
+    prepared: dict[str, list[Decision]] = {}
     if method.prepare is not None and job.names:
         config = recipe.config(job.spec.hidden_size, min(job.bits.values()))
-        treatments = method.prepare(layer, job.spec, batches, hidden, config)
+        prepared = method.prepare(layer, job.spec, batches, hidden, config)
     original = copy.deepcopy(layer) if method.needs_full or recipe.tuning is not None else None
-    before = list(hidden) if recipe.tuning is not None else []
-    drifting = list(full) if full is not None and method.needs_full else None
-    beside = None if drifting is None or original is None else run_stages(original, job.spec, batches, drifting)
+    before, before_full = (list(hidden), list(full or [])) if recipe.tuning is not None else ([], [])
+    beside = None
+    if method.needs_full:
+        assert original is not None and full is not None
+        assert method.prepare is None  # `full` passes the source's weights as they are: a resumed job repeats its bits
+        beside = run_stages(original, job.spec, batches, full, zero_nonfinite=zero_nonfinite)
     if recipe.tuning is None:
         original = None  # `beside` holds it as long as it is of use
-    done = round_stages(layer, beside, job, batches, hidden, drifting, zero_nonfinite)
-    for result in done:
-        result.record.treatment += treatments.get(result.linear, [])
+    done = round_stages(layer, beside, job, batches, hidden, full, zero_nonfinite)
+    tell_treatments(job, done, prepared)
     if recipe.tuning is None:
         return done
-    assert original is not None and full is not None
-    tuned = tune(layer, original, job, batches, before, full, done)
+    assert original is not None
     hidden[:] = before
+    tuned = tune(layer, original, job, batches, before, before_full, done)
     advance(layer, job.spec, batches, hidden, zero_nonfinite=zero_nonfinite)
     return tuned
+
+
+def tell_treatments(job: LayerJob, done: list[QuantizedLinear], prepared: Mapping[str, list[Decision]]) -> None:
+    """Every record names what was done about outliers, in the order in which it was, or why nothing was."""
+    for result in done:
+        own = [] if result.treatment is None else [result.treatment]
+        before = [*job.decided.get(result.linear, []), *prepared.get(result.linear, [])]
+        result.record.treatment = settled([*before, *own])
 
 
 def round_stages(
@@ -83,27 +99,31 @@ def round_stages(
     full: list[Tensor] | None,
     zero_nonfinite: bool,
 ) -> list[QuantizedLinear]:
-    """The stages of the layer in forward order; `beside` are those of the original on its stream `full`."""
-    done, zeroed = list[QuantizedLinear](), list[int]()
-    for linears, inputs in run_stages(layer, job.spec, batches, hidden, zeroed if zero_nonfinite else None):
+    """The stages of the layer in forward order; `beside` are those of the original on its stream `full`, and end too."""
+    done = list[QuantizedLinear]()
+    for linears, inputs in run_stages(layer, job.spec, batches, hidden, zero_nonfinite=zero_nonfinite):
         full_inputs = next(beside)[1] if beside else None
-        adds = linears in (("o",), ("down",)) and full is not None  # these add to the residual stream
-        wanted = [linear for linear in linears if linear in job.names]
-        if not wanted:
+        wanted, statistics = [linear for linear in linears if linear in job.names], None
+        if wanted:
+            gaps = None
+            if linears in ADDING and full is not None and full_inputs is not None:
+                gaps = (f - h for f, h in zip(full, hidden, strict=True))
+            for each in (inputs, full_inputs) if linears == ("o",) else ():
+                if each is not None:
+                    each.hold()  # read again by the pass; these are no wider than the hidden states
+            width = weight_of(layer, wanted[0]).shape[1]
+            statistics = collect(job.names[wanted[0]], width, batches, inputs, full_inputs, gaps)
+        if linears == ("down",) and beside:
+            full_inputs = None
+            deque(beside, 0)  # to the end: the original has to go before the largest second moment is factored
+        if statistics is None:
             continue
-        gaps = (f - h for f, h in zip(full or [], hidden, strict=True)) if adds else None
-        statistics = collect(job.names[wanted[0]], batches, inputs, full_inputs, gaps)
-        if linears == ("down",) and beside and full_inputs is not None and full is not None:
-            # The largest second moment comes now, and nothing follows that would read the original's stream.
-            beside.close()
-            full_inputs.clear()
-            full.clear()
         job.seen(wanted, statistics)
         for linear in wanted:
             weight = weight_of(layer, linear)
             result = round_one(job, linear, weight, statistics)
-            if zeroed and zeroed[-1]:
-                result.record.notes.append(f"{zeroed[-1]} NaN or infinite input values counted as zero")
+            if inputs.zeroed:
+                result.record.notes.append(f"{inputs.zeroed} NaN or infinite input values counted as zero")
             weight.copy_(torch.from_numpy(dequantize(result.tensor)))
             done.append(result)
     return done
@@ -143,12 +163,14 @@ def tune(
 
 def collect(
     name: str,
+    width: int,
     batches: list[Batch],
-    inputs: list[Tensor],
-    full_inputs: list[Tensor] | None = None,
+    inputs: Inputs,
+    full_inputs: Inputs | None = None,
     residual_gaps: Iterator[Tensor] | None = None,
 ) -> InputStatistics:
-    statistics = InputStatistics(name, inputs[0].shape[-1], with_drift=full_inputs is not None)
+    """Of `inputs` [rows, seq, width] for each batch, one batch at a time."""
+    statistics = InputStatistics(name, width, with_drift=full_inputs is not None)
     for n, batch in enumerate(batches):
         beside = None if full_inputs is None else full_inputs[n].flatten(0, 1)
         gap = None if residual_gaps is None else next(residual_gaps).flatten(0, 1)

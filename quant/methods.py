@@ -24,11 +24,12 @@ from dlm_edge.quant.rounded import Rounded
 from dlm_edge.quant.rtn import RtnConfig
 from dlm_edge.quant.states import Batch
 from dlm_edge.quant.statistics import InputStatistics, output_errors
+from dlm_edge.quant.treatments import Decision
 from dlm_edge.quantized import LayerRecord, PackedWeight, QuantizedTensor, dequantize
 
-# layer, spec, batches, hidden states before the layer, config -> treatments by linear ("q", ..., "down").
+# layer, spec, batches, hidden states before the layer, config -> decisions by linear ("q", ..., "down").
 # Changes the layer in place and leaves its function as it was.
-Prepare = Callable[[Layer, ModelSpec, list[Batch], list[Tensor], Any], dict[str, list[str]]]
+Prepare = Callable[[Layer, ModelSpec, list[Batch], list[Tensor], Any], dict[str, list[Decision]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +88,7 @@ class QuantizedLinear:
     record: LayerRecord
     seconds: float
     fell_back: bool
+    treatment: Decision | None = None  # of the rounding itself
 
 
 def find_method(name: str) -> Method:
@@ -120,9 +122,7 @@ def quantize_linear(
         record.rtn_error = None if baseline is None else errors[1]
         record.effective_rank = round(effective_rank(inputs.second_moment), 1)
     record.damping, record.notes = rounded.damping, notes
-    if record.outlier_columns:
-        record.treatment.append("split")
-    return QuantizedLinear(linear, tensor, record, time.perf_counter() - started, used != method)
+    return QuantizedLinear(linear, tensor, record, time.perf_counter() - started, used != method, rounded.treatment)
 
 
 def nearest(name: str, values: NDArray[np.float32], config: Any, method: Method) -> QuantizedTensor:

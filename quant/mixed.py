@@ -9,6 +9,7 @@ divisors, so the table is small; where it would not be, sizes are rounded up by 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from dlm_edge.errors import UsageProblem
 from dlm_edge.quant.rtn import RtnConfig, quantize
 from dlm_edge.quant.statistics import InputStatistics, output_error
+from dlm_edge.quant.treatments import Decision
 from dlm_edge.quantized import ZeroKind, container_bits, dequantize
 
 WIDTHS = (2, 3, 4, 8)
@@ -54,6 +56,15 @@ class Candidate:
 def zero_at(bits: int, zero: ZeroKind) -> ZeroKind:
     """8 bits have no float zero, and need none."""
     return "symmetric" if bits == 8 and zero == "float" else zero
+
+
+def more_bits(bits: int, mean: float, errors: Mapping[str, float]) -> list[Decision]:
+    """The treatment of a weight that takes more than the mean; `errors` by bits, as they were probed."""
+    if bits <= mean:
+        return []
+    fewer = max((b for b in errors if int(b) < bits), key=int)
+    why = f"{bits}, the mean is {mean:g}; rounded to nearest: error {errors[str(bits)]:.1e}, with {fewer} {errors[fewer]:.1e}"
+    return [Decision("more bits", why)]
 
 
 def probe_linear(

@@ -48,6 +48,7 @@ def _cell(profile: InputProfile, x: int, y: int) -> str:
     )
     if profile.super_outlier is not None:
         told += f", channel {profile.super_outlier.channel} alone"
+    told += "".join(f"; {treatment}" for treatment in profile.treatments)
     return (
         f'<g><title>{escape(told)}</title><rect x="{x}" y="{y}" width="{CELL_WIDTH - 2}" height="{CELL_HEIGHT - 2}" '
         f'fill="#{colour}"/>'

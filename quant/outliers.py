@@ -26,6 +26,7 @@ from dlm_edge.checkpoint import Checkpoint
 from dlm_edge.quant.calibration import load_calibration
 from dlm_edge.quant.layer_pass import run_stages
 from dlm_edge.quant.plan import QuantizeOptions
+from dlm_edge.quant.smoothquant import Int8Config, int8_treatments
 from dlm_edge.quant.source_weights import SourceWeights
 from dlm_edge.quant.states import Batch
 
@@ -50,7 +51,7 @@ class Channel(msgspec.Struct, frozen=True, kw_only=True):
 class InputProfile(msgspec.Struct, frozen=True, kw_only=True):
     """The input that `linears` of `layer` read. `peak_ratio`: the largest peak over that of the median channel.
 
-    `share_above`: of all values of weighted tokens, those above 6 times the typical magnitude.
+    `treatments`: what the recipe w8a8 does about it, by its own measure (treatments.py). `share_above`: of all values of weighted tokens, those above 6 times the typical magnitude.
     """
 
     layer: int
@@ -65,6 +66,7 @@ class InputProfile(msgspec.Struct, frozen=True, kw_only=True):
     normal: list[Channel]
     massive: list[Channel]
     super_outlier: Channel | None
+    treatments: list[str] = []
 
 
 def profile_outliers(
@@ -86,8 +88,13 @@ def profile_outliers(
     with torch.inference_mode():
         hidden = [weights.gathered("embed.weight", batch.ids) for batch in calibrated.batches]
         for number in range(spec.n_layers):
-            for linears, inputs in run_stages(weights.layer(number), spec, calibrated.batches, hidden):
-                profiles.append(profile_input(number, linears, calibrated.batches, inputs))
+            layer, before = weights.layer(number), list(hidden)
+            found = [
+                profile_input(number, linears, calibrated.batches, inputs.hold())
+                for linears, inputs in run_stages(layer, spec, calibrated.batches, hidden)
+            ]
+            treatments = int8_treatments(layer, spec, calibrated.batches, before, Int8Config())
+            profiles += [msgspec.structs.replace(p, treatments=treatments[p.linears[0]]) for p in found]
             progress(f"layer     {number + 1} of {spec.n_layers}")
     return profiles
 

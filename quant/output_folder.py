@@ -86,9 +86,11 @@ def command_line(name: str, options: QuantizeOptions) -> str:
         words += ["--bits", f"{recipe.bits:g}"]
     if "group_size" not in form:
         words += ["--group-size", str(recipe.group_size), "--zero", recipe.zero]
-    words += ["--seed", str(options.seed), "--calibration", recipe.calibration]
-    for key, value in recipe.states.items():
-        words += [f"--{key}"] if value is True else [f"--{key}", str(value)]
+    words += ["--seed", str(options.seed)]
+    if options.needs_states:
+        words += ["--calibration", recipe.calibration]
+        for key, value in recipe.states.items():
+            words += [f"--{key}"] if value is True else [f"--{key}", str(value)]
     words += ["--rotate"] if recipe.rotate else []
     if recipe.tuning is not None and not options.recipe_name:
         words += ["--tune", str(TuningConfig(**recipe.tuning).steps)]

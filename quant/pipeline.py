@@ -75,6 +75,7 @@ def quantize(
             layers=job.reports(),
             fallbacks=job.fallbacks(),
             quality=job.quality(),
+            rotation=job.rotation(),
             recipe={"name": options.recipe_name, **msgspec.to_builtins(options.recipe)},
             calibration=calibrated.description() if calibrated else {},
         )
@@ -108,7 +109,9 @@ def make_options(
 ) -> QuantizeOptions:
     """The settings of a job. What is None is taken from the recipe, or from the method when there is no recipe.
 
-    `tune`: steps of block tuning after each layer, 0 for none; `options`: further fields of the method's config; `draws`, `quota` and `confidence`: fields of StateConfig.
+    `tune`: steps of block tuning after each layer, 0 for none; `options`: further fields of the method's config;
+    `draws`, `quota` and `confidence`: fields of StateConfig.
+    Raises E-USAGE or E-QUANT for what does not fit together, and E-USAGE for what was given and would be ignored.
     """
     states = {"draws": draws, "quota": quota, "confidence": confidence or None}
     states = {key: value for key, value in states.items() if value is not None}
@@ -126,7 +129,7 @@ def make_options(
     )
     if tune == 0:
         chosen = msgspec.structs.replace(chosen, tuning=None)
-    return QuantizeOptions(
+    settings = QuantizeOptions(
         recipe=chosen,
         recipe_name=recipe,
         calib_data=None if calib_data is None else Path(calib_data),
@@ -137,6 +140,8 @@ def make_options(
         allow_nonfinite=allow_nonfinite,
         imatrix=imatrix,
     )
+    settings.refuse_unused([*states, *([] if calibration is None else ["calibration"])])
+    return settings
 
 
 def plan_only(model: str | Path, out: str | Path, **settings: Any) -> QuantizeReport:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from dlm_edge.quant.grid import GROUP_SIZES, check_fits
 from dlm_edge.quant.layer_pass import LINEARS
 from dlm_edge.quant.methods import find_method
 from dlm_edge.quant.recipes import Recipe
+from dlm_edge.quant.state_batch import MODES, USED_IN
 from dlm_edge.quantized import container_bits
 
 MIN_STATE_TOKENS = 32768
@@ -38,9 +40,23 @@ class QuantizeOptions:
     imatrix: bool = False
 
     def __post_init__(self) -> None:
-        if not self.needs_states and (self.calib_data is not None or self.imatrix):
-            message = f"the method {self.recipe.method} uses no calibration data"
-            raise UsageProblem("E-USAGE", message, "leave --calib-data and --imatrix out, or choose --method gptq")
+        given = {"calib_data": self.calib_data, "calib_tokens": self.calib_tokens, "imatrix": self.imatrix or None}
+        self.refuse_unused(key for key, value in given.items() if value is not None)
+
+    def refuse_unused(self, given: Iterable[str]) -> None:
+        """Raise E-USAGE when one of these settings, which somebody asked for, would decide nothing."""
+        names = {key: f"--{key.replace('_', '-')}" for key in given}
+        if names and not self.needs_states:
+            listed = " and ".join(names.values())
+            message = f"the method {self.recipe.method} uses no calibration data: {listed} would change nothing"
+            raise UsageProblem("E-USAGE", message, f"leave {listed} out, or choose --method gptq")
+        for key, name in names.items():
+            modes = USED_IN.get(key, MODES)
+            if self.calibration not in modes:
+                message = f"{name} would change nothing with --calibration {self.calibration}"
+                raise UsageProblem(
+                    "E-USAGE", message, f"leave it out; it belongs to --calibration {' or '.join(modes)}"
+                )
 
     @property
     def calibration(self) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from dlm_edge.quant.treatments import is_none
 from dlm_edge.quantized import LayerRecord
 
 
@@ -62,6 +63,7 @@ class QuantizeReport(msgspec.Struct, frozen=True, kw_only=True):
     layers: list[LayerReport]
     fallbacks: list[str]
     quality: list[dict[str, Any]] = []  # {low, high, tokens, before, after}: masked NLL by share of hidden tokens
+    rotation: dict[str, Any] = {}  # {tokens, largest_change, where, logits_change, allowed} of a rotated model
     recipe: dict[str, Any] = {}
     calibration: dict[str, Any] = {}
     dry_run: bool = False
@@ -74,6 +76,6 @@ def layer_line(report: LayerReport, done: int, total: int, eta_s: float) -> str:
         errors = f"  error {report.error:.2e}"
     if report.rtn_error is not None:
         errors += f"  rtn {report.rtn_error:.2e}"
-    said = [*report.treatment, *report.notes]
+    said = [*(t for t in report.treatment if not is_none(t)), *report.notes]
     notes = f"  ({'; '.join(said)})" if said else ""
     return f"{done:4}/{total}  {report.name}{errors}  {report.seconds:.1f} s  ETA {eta_s:.0f} s{notes}"

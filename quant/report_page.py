@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from html import escape
+from typing import Any
 
 from dlm_edge import __version__
 from dlm_edge.quant.report import LayerReport, QuantizeReport
@@ -27,6 +28,8 @@ def report_page(name: str, report: QuantizeReport) -> str:
         sections += ["<h2>Masked NLL on held-out states</h2>", quality_table(report)]
     if rows:
         sections += ["<h2>Error of each layer, and the outliers of its input</h2>", LEGEND, layer_table(rows)]
+    if report.rotation:
+        sections.append(f"<p>{escape(rotation_line(report.rotation))}</p>")
     if report.fallbacks:
         sections.append(f"<p>Rounded to nearest instead: {escape(', '.join(report.fallbacks))}.</p>")
     if report.calibration:
@@ -34,6 +37,14 @@ def report_page(name: str, report: QuantizeReport) -> str:
     head = f'<meta charset="utf-8"><title>dlm-edge: {escape(name)}</title><style>{STYLE}</style>'
     body = "\n".join(sections)
     return f"<!doctype html>\n<html lang=en>\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>\n"
+
+
+def rotation_line(rotation: dict[str, Any]) -> str:
+    return (
+        f"Rotated. In full precision, over {rotation['tokens']} tokens, that changed the logits by "
+        f"{rotation['logits_change']:.1e} of the largest, and nothing by more than {rotation['largest_change']:.1e} "
+        f"({rotation['where']}; allowed are {rotation['allowed']:.0e})."
+    )
 
 
 LEGEND = (

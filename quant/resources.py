@@ -27,7 +27,8 @@ from dlm_edge.quant.state_batch import BATCH_TOKENS
 from dlm_edge.quant.statistics import BLOCK
 
 SMALL_FILES_BYTES = 32 << 20  # tokenizer, index, card and the like
-PROCESS_BYTES = 365 << 20  # Python, torch and their libraries, and what the allocator keeps of small tensors
+PROCESS_BYTES = 345 << 20  # Python, torch and their libraries, and what the allocator keeps of small tensors
+KEPT_BLOCK_BYTES = 32 << 20  # freed blocks up to this size stay with the process (glibc's largest mmap threshold)
 START_SECONDS = 4.0
 READ_SPEED = 1e9  # bytes a second, hashing included
 DOUBLE = 2.0  # a float64 operation in float32 ones
@@ -85,12 +86,12 @@ def estimate_ram(plan: Plan, options: QuantizeOptions) -> int:
     if work.tokens:
         kept = streams_bytes(work)
         phases = [outer_bytes(work)]
-        phases += [kept + collecting_bytes(work), kept + solving_bytes(work), kept + passing_bytes(work)]
+        phases += [kept + phase(work) for phase in (mixing_bytes, collecting_bytes, solving_bytes, passing_bytes)]
         if work.method.prepare:
             phases.append(kept + preparing_bytes(work))
         if work.tuned:
             phases.append(kept + tuning_bytes(work))
-    return PROCESS_BYTES + max(phases)
+    return PROCESS_BYTES + unreturned_bytes(work) + max(phases)
 
 
 def outer_bytes(work: Workload) -> int:
@@ -109,23 +110,39 @@ def widest(work: Workload) -> tuple[int, int]:
     return max(work.linears, key=lambda shape: (shape[1], shape[0]))
 
 
+def unreturned_bytes(work: Workload) -> int:
+    """A layer that was freed, where its weights are small enough to stay with the process."""
+    largest = 4 * max(rows * columns for rows, columns in work.linears)
+    return 4 * work.layer * (work.tokens > 0 and largest <= KEPT_BLOCK_BYTES)
+
+
+def layers_bytes(work: Workload) -> int:
+    """The layer, the original beside it, and what a tuning will start from once more."""
+    copies = 2 if work.method.needs_full or work.tuned else 1
+    return 4 * copies * work.layer + 4 * work.tokens * work.width * (1 + work.method.needs_full) * work.tuned
+
+
+def mixing_bytes(work: Workload) -> int:
+    """While `o` is quantized: the layers, its inputs of all tokens, and what is summed over them."""
+    inputs = 4 * work.tokens * work.width * (1 + work.method.needs_full)
+    return layers_bytes(work) + inputs + 16 * work.width**2 + work.results
+
+
 def collecting_bytes(work: Workload) -> int:
-    """The layer, the inputs of its widest linear, and the sums over them; the original beside it, where it runs too."""
+    """The layers, and the sums over the inputs of the widest linear, with those of one batch and copies of them."""
     rows, columns = widest(work)
     at_once = 4 * min(work.tokens, BATCH_TOKENS) * columns
-    kept = 8 * columns**2 + work.results
+    held = layers_bytes(work) + 8 * columns**2 + work.results
     if not work.method.needs_full:
-        copies = 2 if work.tuned else 1
-        return 4 * copies * work.layer + 4 * work.tokens * columns + kept + 3 * at_once
-    drifting = 4 * work.tokens * work.width
-    inputs = 2 * 4 * work.tokens * columns + drifting
-    return 8 * work.layer + inputs + kept + 4 * columns**2 + 4 * rows * columns + 4 * at_once
+        return held + 3 * at_once
+    return held + 4 * columns**2 + 4 * rows * columns + 4 * at_once
 
 
 def solving_bytes(work: Workload) -> int:
-    """The layer, the inputs of its widest linear, their second moment, and the larger of its factorisation and rounding."""
+    """The layer, the second moment of its widest linear's inputs, and the larger of its factorisation and rounding."""
     rows, columns = widest(work)
-    held = 4 * (2 if work.tuned else 1) * work.layer + 4 * work.tokens * columns + 8 * columns**2 + work.results
+    held = layers_bytes(work) - 4 * work.layer * (work.method.needs_full and not work.tuned)
+    held += 8 * columns**2 + work.results
     held += 4 * columns**2 + 4 * rows * columns if work.method.needs_full else 0
     return held + max(12 * columns**2 + 3 * 8 * BLOCK * columns, rounding_bytes(work, columns) - 4 * work.layer)
 
@@ -140,10 +157,9 @@ def rounding_bytes(work: Workload, columns: int) -> int:
 
 
 def passing_bytes(work: Workload) -> int:
-    """The layer and its source side by side, and the intermediate values of one batch beside the inputs of all."""
+    """The layer and its source side by side, and the intermediate values of one batch."""
     _, columns = widest(work)
-    batch, tokens = 4 * min(max(work.tokens, work.probe_tokens), BATCH_TOKENS), max(work.tokens, work.probe_tokens)
-    return 8 * work.layer + 4 * tokens * columns + 2 * batch * columns
+    return 8 * work.layer + 3 * 4 * min(max(work.tokens, work.probe_tokens), BATCH_TOKENS) * columns
 
 
 def preparing_bytes(work: Workload) -> int:
@@ -157,7 +173,7 @@ def preparing_bytes(work: Workload) -> int:
 def tuning_bytes(work: Workload) -> int:
     """Both layers, codes in floating point, and weights with their gradients."""
     _, columns = widest(work)
-    return 4 * 7 * work.layer + 4 * work.tokens * work.width * 2 + 4 * BATCH_TOKENS * columns * 4
+    return 4 * 7 * work.layer + 4 * work.tokens * work.width * 3 + 4 * BATCH_TOKENS * columns * 4
 
 
 def estimate_seconds(plan: Plan, options: QuantizeOptions) -> float:
@@ -169,8 +185,10 @@ def estimate_seconds(plan: Plan, options: QuantizeOptions) -> float:
     seconds += weights * candidates(Search()) / search  # rounded to nearest: the result, or what it is compared with
     if not work.tokens:
         return seconds
-    passes = 1 + 2 * work.beside + 3 * bool(work.method.prepare)
+    passes = 1 + work.beside + work.tuned + 3 * bool(work.method.prepare)
     operations = 2.0 * weights * (passes * work.tokens + 2 * work.probe_tokens)
+    before_widest = sum(rows * columns for rows, columns in work.linears if rows == widest(work)[1])
+    operations += 2.0 * before_widest * work.tokens * (1 + work.method.needs_full)  # its inputs are made twice
     for rows, columns in work.linears:
         operations += solving_operations(work, rows, columns)
     if work.probe_tokens:

@@ -14,14 +14,15 @@ from dlm_edge.families.spec import ModelSpec
 from dlm_edge.models.int8_linear import round_to_int8
 from dlm_edge.models.transformer import Layer
 from dlm_edge.quant.folding import columns_of, refusal, scale_groups, usable_scales
-from dlm_edge.quant.int8_outlier import Int8Config, outlier_columns, row_grid
+from dlm_edge.quant.int8_outlier import Int8Config, outlier_columns, row_grid, split_decision
 from dlm_edge.quant.int8_outlier import quantize_whole as quantize
 from dlm_edge.quant.layer_pass import run_stages
 from dlm_edge.quant.rotation import Rotation
 from dlm_edge.quant.states import Batch
+from dlm_edge.quant.treatments import Decision, settled
 from dlm_edge.quantized import dequantize
 
-__all__ = ["Int8Config", "dequantize", "prepare", "prepare_for_split", "quantize"]
+__all__ = ["Int8Config", "dequantize", "int8_treatments", "prepare", "prepare_for_split", "quantize"]
 
 STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 JUDGED_TOKENS = 512  # evenly spread over the calibration tokens that carry weight
@@ -32,29 +33,40 @@ WORTH_TURNING = 0.8  # a rotation replaces v and o as a whole, for what has to b
 
 def prepare(
     layer: Layer, spec: ModelSpec, batches: list[Batch], hidden: list[Tensor], config: Int8Config
-) -> dict[str, list[str]]:
+) -> dict[str, list[Decision]]:
     """Smooth every group of linears whose producer can take the scale; the layer's function stays."""
     return _smooth(layer, spec, batches, hidden, None)
 
 
 def prepare_for_split(
     layer: Layer, spec: ModelSpec, batches: list[Batch], hidden: list[Tensor], config: Int8Config
-) -> dict[str, list[str]]:
+) -> dict[str, list[Decision]]:
     """As `prepare`, for linears whose outlier columns are kept apart afterwards: both are judged together. Where no scale
     fits in front of `o`, the heads are rotated between v and o if that is better than splitting alone."""
-    turned = turn_heads(layer, spec, batches, hidden, config) if refusal(("o",), spec) is not None else []
-    treatments = _smooth(layer, spec, batches, hidden, config)
-    treatments["o"] += turned
-    return treatments
+    turned = [turn_heads(layer, spec, batches, hidden, config)] if refusal(("o",), spec) is not None else []
+    decisions = _smooth(layer, spec, batches, hidden, config)
+    decisions["o"] += turned
+    return decisions
+
+
+def int8_treatments(
+    layer: Layer, spec: ModelSpec, batches: list[Batch], hidden: list[Tensor], config: Int8Config
+) -> dict[str, list[str]]:
+    """What the recipe w8a8 records for each linear, decided by its own code; `layer` is prepared, not rounded."""
+    decisions, found = prepare_for_split(layer, spec, batches, hidden, config), dict[str, list[str]]()
+    for linears, inputs in run_stages(layer, spec, batches, list(hidden)):
+        split = split_decision(channel_maxima(batches, inputs.hold()), config)
+        found |= {linear: settled([*decisions[linear], split]) for linear in linears}
+    return found
 
 
 def turn_heads(
     layer: Layer, spec: ModelSpec, batches: list[Batch], hidden: list[Tensor], config: Int8Config
-) -> list[str]:
-    """Fold the per-head rotation of rotation.py into v and o where it lowers the int8 error of `o`; what was done."""
+) -> Decision:
+    """Fold the per-head rotation of rotation.py into v and o where it lowers the int8 error of `o`."""
     stages = run_stages(layer, spec, batches, list(hidden))
     next(stages)
-    _, inputs = next(stages)
+    inputs = next(stages)[1].hold()
     rotation, weight = Rotation.of(spec, seed=0), layer.o.weight.data
     x, token_weights = sample_tokens(batches, inputs)
     judged = weight[:: max(1, len(weight) // JUDGED_ROWS)]
@@ -63,18 +75,18 @@ def turn_heads(
     turned_x, _ = sample_tokens(batches, turned)
     turned_weight = rotation.each_head(judged, spec.head_dim).float()
     error = int8_error(turned_x, token_weights, turned_weight, channel_maxima(batches, turned), config)
-    if error > WORTH_TURNING * plain:
-        return []
+    if not error < WORTH_TURNING * plain:
+        return Decision("none", f"heads rotated: int8 error {change(error, plain)}")
     rotation.turn_heads(layer)
-    return [f"rotate heads (int8 error {error / plain - 1:+.0%})"]
+    return Decision("rotate", f"heads between v and o, int8 error {change(error, plain)}")
 
 
 def _smooth(
     layer: Layer, spec: ModelSpec, batches: list[Batch], hidden: list[Tensor], split: Int8Config | None
-) -> dict[str, list[str]]:
+) -> dict[str, list[Decision]]:
     def choose(
         layer: Layer, linears: tuple[str, ...], batches: list[Batch], inputs: list[Tensor]
-    ) -> tuple[Tensor | None, str]:
+    ) -> tuple[Tensor | None, Decision]:
         return search_scales(columns_of(layer, linears), batches, inputs, split)
 
     return scale_groups(layer, spec, batches, hidden, choose)
@@ -82,7 +94,7 @@ def _smooth(
 
 def search_scales(
     weight: Tensor, batches: list[Batch], inputs: list[Tensor], split: Int8Config | None
-) -> tuple[Tensor | None, str]:
+) -> tuple[Tensor | None, Decision]:
     """Scales [in_features] for weights [out, in] that read `inputs`, or None when no scale is better."""
     largest = channel_maxima(batches, inputs)
     x, token_weights = sample_tokens(batches, inputs)
@@ -95,15 +107,21 @@ def search_scales(
         error = int8_error(x / scales, token_weights, judged * scales, largest / scales, split)
         if error < least:
             best, least, chosen = scales, error, strength
-    if best is None or least > WORTH_WHILE * plain:
-        return None, "not smoothed: no scale lowers the int8 error"
-    return best, f"smooth ({chosen:g}, int8 error {least / plain - 1:+.0%})"
+    if best is None:
+        return None, Decision("none", "no scale lowers the int8 error")
+    if least > WORTH_WHILE * plain:
+        return None, Decision("none", f"smoothed: int8 error {change(least, plain)} at best")
+    return best, Decision("smooth", f"strength {chosen:g}, int8 error {change(least, plain)}")
+
+
+def change(after: float, before: float) -> str:
+    return f"{after / before - 1:+.1%}" if before > 0 else f"{after:.1e} after {before:.1e}"
 
 
 def channel_maxima(batches: list[Batch], inputs: list[Tensor]) -> Tensor:
     """[in]: the largest |x| of any token that carries weight."""
-    found = [x[batch.weights > 0].abs() for batch, x in zip(batches, inputs, strict=True)]
-    return torch.stack([x.amax(0) for x in found if len(x)]).amax(0)
+    counted = ((batch.weights > 0, x) for batch, x in zip(batches, inputs, strict=True))
+    return torch.stack([x[where].abs().amax(0) for where, x in counted if where.any()]).amax(0)
 
 
 def sample_tokens(batches: list[Batch], inputs: list[Tensor]) -> tuple[Tensor, Tensor]:

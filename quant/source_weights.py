@@ -65,8 +65,9 @@ class SourceWeights:
         self._counted[role] = max(self._counted.get(role, 0), last)
         return values
 
-    def gathered(self, role: str, ids: Tensor) -> Tensor:
+    def gathered(self, role: str, ids: Tensor, *, rotated: bool = True) -> Tensor:
         """Rows `ids` [...] of an embedding as [..., width], without the whole of it in memory."""
+        read = self.rows if rotated else self.source_rows
         wanted, places = torch.unique(ids, return_inverse=True)
         rows = torch.empty(len(wanted), self.shape(role)[1])
         per_chunk = max(1, CHUNK_VALUES // self.shape(role)[1])
@@ -74,11 +75,18 @@ class SourceWeights:
             last = min(first + per_chunk, self.shape(role)[0])
             here = (wanted >= first) & (wanted < last)
             if here.any():
-                rows[here] = torch.from_numpy(self.rows(role, first, last))[wanted[here] - first]
+                rows[here] = torch.from_numpy(read(role, first, last))[wanted[here] - first]
         return rows[places]
 
     def layer(self, i: int) -> Layer:
-        """Layer `i` as a torch module in float32."""
+        """Layer `i` as a torch module in float32, as it is quantized."""
+        layer = self.source_layer(i)
+        if self.rotation is not None:
+            self.rotation.layer(layer)
+        return layer
+
+    def source_layer(self, i: int) -> Layer:
+        """The same before any rotation."""
         prefix = f"layers.{i}."
         with torch.device("meta"):
             layer = Layer(self.checkpoint.spec)
@@ -87,10 +95,7 @@ class SourceWeights:
             for role in layer_roles(layer, prefix)
         }
         layer.load_state_dict(state, assign=True)
-        layer = layer.eval().requires_grad_(False)
-        if self.rotation is not None:
-            self.rotation.layer(layer)
-        return layer
+        return layer.eval().requires_grad_(False)
 
     def is_changed(self, role: str, values: NDArray[np.float32]) -> bool:
         """Whether `values` differ from the source: such a weight is stored in float32."""

@@ -14,6 +14,11 @@ QUOTAS = {  # shares of the states by share of hidden tokens: (0, 1/4], (1/4, 1/
     "uniform": (0.25, 0.25, 0.25, 0.25),
     "u_shaped": (0.3, 0.2, 0.2, 0.3),  # DLLMQuant, arXiv 2508.14090
 }
+USED_IN = {  # the modes in which a field of StateConfig decides anything
+    "draws": ("forward",),
+    "quota": ("forward", "rollout"),
+    "confidence": ("forward", "rollout"),
+}
 BATCH_TOKENS = 4096
 
 

@@ -42,9 +42,10 @@ class InputStatistics:
         A token of weight 0 leaves no trace, whatever it holds.
         """
         counted = weights > 0
-        x, weights = x[counted], weights[counted]
-        if not len(x):
+        if not counted.any():
             return
+        if not counted.all():
+            x, weights = x[counted], weights[counted]
         if not torch.isfinite(x).all():
             bad = int((~torch.isfinite(x)).sum())
             message = f"{self.name}: {bad} of {x.numel()} input values on the calibration states are NaN or infinite"
@@ -54,7 +55,9 @@ class InputStatistics:
         add_symmetric(self.second_moment.mul_(kept), x * weights.sqrt()[:, None], share)
         if self.drift is not None:
             assert full is not None
-            self.drift.addmm_(((full[counted] - x) * weights[:, None]).T, x, beta=kept, alpha=share)
+            gap = full[counted].sub_(x).mul_(weights[:, None])
+            self.drift.addmm_(gap.T, x, beta=kept, alpha=share)
+            del gap
         if residual_gap is not None:
             if self.owed is None:
                 self.owed = torch.zeros(residual_gap.shape[1], x.shape[1])

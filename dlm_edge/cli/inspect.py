@@ -15,8 +15,9 @@ from dlm_edge.cli.output import print_json, progress_line, size, table
 @click.option("--outliers", is_flag=True, help="Run calibration states and show the outliers of every linear input.")
 @click.option("--calib-data", type=click.Path(path_type=Path), help="Texts for --outliers (default: built in).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the states for --outliers.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Write the map of --outliers, an SVG.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(path: str, outliers: bool, calib_data: Path | None, seed: int, as_json: bool) -> None:
+def command(path: str, outliers: bool, calib_data: Path | None, seed: int, plot: Path | None, as_json: bool) -> None:
     """Family, sizes and conventions of a checkpoint, a quantized checkpoint or a bundle; reads headers only,
     unless --outliers is given."""
     import msgspec
@@ -24,11 +25,12 @@ def command(path: str, outliers: bool, calib_data: Path | None, seed: int, as_js
     from dlm_edge.errors import UsageProblem
     from dlm_edge.inspection import inspect_artefact, inspect_outliers
 
-    if calib_data is not None and not outliers:
-        raise UsageProblem("E-USAGE", "--calib-data is for --outliers", "add --outliers, or leave it out")
+    for option, value in (("--calib-data", calib_data), ("--plot", plot)):
+        if value is not None and not outliers:
+            raise UsageProblem("E-USAGE", f"{option} is for --outliers", "add --outliers, or leave it out")
     found = inspect_artefact(path)
     if outliers:
-        profiles = inspect_outliers(path, calib_data=calib_data, seed=seed, progress=progress_line)
+        profiles = inspect_outliers(path, calib_data=calib_data, seed=seed, plot=plot, progress=progress_line)
         found = msgspec.structs.replace(found, outliers=profiles)
     if as_json:
         print_json(msgspec.to_builtins(found))
@@ -36,7 +38,7 @@ def command(path: str, outliers: bool, calib_data: Path | None, seed: int, as_js
     dtypes = ", ".join(f"{count} {name}" for name, count in found.dtypes.items())
     print(f"{found.kind}: {found.family} ({found.architecture}), {found.parameters / 1e6:.1f} M parameters")
     print(f"size          {size(found.size_bytes)} ({dtypes})")
-    print(f"cache         {size(found.cache_bytes_per_token)} per token")
+    print(f"cache         {found.cache_layout}, {size(round(found.cache_bytes_per_token))} per token")
     for key, value in found.conventions.items():
         print(f"{key:16}  {value}")
     if found.quantization is not None:
@@ -45,11 +47,13 @@ def command(path: str, outliers: bool, calib_data: Path | None, seed: int, as_js
         print(f"quantization  {q['method']}, {q['bits'] or 0:g} bits, {groups}, {q['layers']} layers")
     if found.outliers is not None:
         print(outlier_table(found.outliers))
+    if plot is not None:
+        print(f"plot          {plot}")
 
 
 def outlier_table(profiles: list[dict[str, Any]]) -> str:
     """Peaks and means in units of the input's typical magnitude; the strongest channel of a kind by its number."""
-    rows = [["input", "channels", "peak ratio", "normal", "massive", "super", "above 6", "for int8 activations"]]
+    rows = [["input", "channels", "peak ratio", "normal", "massive", "super", "above 6", "recipe w8a8"]]
     for p in profiles:
         rows.append(
             [
@@ -60,7 +64,7 @@ def outlier_table(profiles: list[dict[str, Any]]) -> str:
                 _kind(p["massive_count"], p["massive"]),
                 "-" if p["super_outlier"] is None else _kind(1, [p["super_outlier"]]),
                 f"{p['share_above']:.2%}",
-                ", ".join(p["treatments"]) or "-",
+                ", ".join(t.partition(" (")[0] if t.startswith("none") else t for t in p["treatments"]),
             ]
         )
     return table(rows)

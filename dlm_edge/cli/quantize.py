@@ -34,9 +34,11 @@ RECIPES = ("w4", "w4-quality", "w3", "w2", "w8a8")
     type=click.Choice(["forward", "rollout", "clean"]),
     help="States with hidden tokens, those of real decoding, or clean text.",
 )
-@click.option("--draws", type=click.IntRange(1), help="Mask draws of every text; default: 1.")
-@click.option("--quota", type=click.Choice(["uniform", "u_shaped"]), help="How many states of each mask ratio.")
-@click.option("--confidence", is_flag=True, help="Weigh hidden tokens by the model's confidence.")
+@click.option("--draws", type=click.IntRange(1), help="Mask draws of every text (forward); default: 1.")
+@click.option(
+    "--quota", type=click.Choice(["uniform", "u_shaped"]), help="States of each mask ratio (forward, rollout)."
+)
+@click.option("--confidence", is_flag=True, help="Weigh hidden tokens by confidence (forward, rollout).")
 @click.option("--calib-data", metavar="FILE", help="Your own text, .txt, .jsonl or .parquet; default: a shipped mix.")
 @click.option("--calib-tokens", type=click.IntRange(1), help="Default: what the widest layer needs, at least 32768.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
@@ -88,6 +90,10 @@ def command(
         share = f"{row['low']:.0%} to {row['high']:.0%} hidden"
         change = row["after"] / row["before"] - 1
         print(f"quality   {share:>20}: {row['before']:.4f} -> {row['after']:.4f} nats per token ({change:+.2%})")
+    if report.rotation:
+        r = report.rotation
+        largest = f"at most {r['largest_change']:.1e} in full precision ({r['where']})"
+        print(f"rotation  changed the model by {largest}, logits by {r['logits_change']:.1e}")
     print(f"written   {report.output}   {size(report.size_bytes)} in {report.seconds:.1f} s")
     print(f"next      dlm-edge export {report.output} -o BUNDLE")
 

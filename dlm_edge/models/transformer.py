@@ -70,6 +70,11 @@ class Layer(nn.Module):
         return out
 
     def attention(self, h: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        projected: Tensor = self.o(self.attention_mix(h, cos, sin, attend))
+        return projected
+
+    def attention_mix(self, h: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """What the output projection reads [bsz, seq, n_heads * head_dim]."""
         spec, (bsz, length, _) = self.spec, h.shape
         q = self.q(h).view(bsz, length, spec.n_heads, spec.head_dim)
         k = self.k(h).view(bsz, length, spec.n_kv_heads, spec.head_dim)
@@ -78,8 +83,7 @@ class Layer(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q.transpose(1, 2), cos, sin), rotate(k.transpose(1, 2), cos, sin)
         out = attend(q, k, v.transpose(1, 2))
-        projected: Tensor = self.o(out.transpose(1, 2).reshape(bsz, length, spec.q_width))
-        return projected
+        return out.transpose(1, 2).reshape(bsz, length, spec.q_width)
 
 
 class DiffusionTransformer(nn.Module):

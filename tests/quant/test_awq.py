@@ -13,6 +13,7 @@ from dlm_edge.quant.awq import AwqConfig
 from dlm_edge.quant.gptq import GptqConfig
 from dlm_edge.quant.outlier_injection import Injection
 from dlm_edge.quant.statistics import output_error
+from dlm_edge.quant.treatments import Decision
 from tests.quant.layer_bench import inputs_of, make_batch, make_hidden, make_layer, run_layer, statistics_of
 from tests.tiny import FAMILY_NAMES
 
@@ -85,9 +86,9 @@ def test_scaling_leaves_the_function_and_lowers_the_error(family):
     before, original = run_layer(layer, x), copy.deepcopy(layer)
     treatments = awq.prepare(layer, layer.spec, [batch], [x], config)
     assert (run_layer(layer, x) - before).abs().max() <= CHANGE * before.abs().max()
-    assert "scale (output error" in treatments["gate"][0] and treatments["gate"] == treatments["up"]
+    assert str(treatments["gate"][0]).startswith("scale (output error -") and treatments["gate"] == treatments["up"]
     assert set(treatments) == {"q", "k", "v", "o", "gate", "up", "down"}
-    shared = "not scaled: 4 query heads share 2 v heads"
+    shared = Decision("none", "4 query heads share 2 v heads")
     assert (treatments["o"] == [shared]) == (family != "llada")
     errors = []
     for candidate in (original, layer):
@@ -110,7 +111,7 @@ def test_normalised_queries_are_scaled_only_if_attention_gains(monkeypatch):
     measured = iter([1.0, 1.02])
     monkeypatch.setattr(awq, "attention_error", lambda *arguments: next(measured))
     treatments = awq.prepare(layer, layer.spec, [batch], [x], AwqConfig(bits=3, group_size=32))
-    assert treatments["q"] == ["not scaled: attention error +2.0% (q and k are normalised)"]
+    assert treatments["q"] == [Decision("none", "scaled: attention error +2.0%, q and k are normalised")]
     assert torch.equal(layer.attn_norm.weight, gain)
 
 
@@ -127,7 +128,7 @@ def test_scales_for_gptq_leave_the_function_too():
     x = make_hidden(layer)
     before = run_layer(layer, x)
     treatments = awq.prepare_for_gptq(layer, layer.spec, [batch], [x], config)
-    assert treatments["up"][0].startswith("scale")
+    assert treatments["up"][0].treatment == "scale"
     assert (run_layer(layer, x) - before).abs().max() <= CHANGE * before.abs().max()
     seen, weight = inputs_of(layer, batch, x)["up"], layer.up.weight.numpy()
     tensor = gptq.quantize("up", weight, config, statistics_of(seen)).tensor

@@ -5,6 +5,7 @@ import torch
 
 from dlm_edge.models.transformer import Layer
 from dlm_edge.quant.folding import PRODUCERS, fold, refusal, scale_groups, usable_scales
+from dlm_edge.quant.treatments import Decision
 from tests.quant.layer_bench import make_batch, make_hidden, make_layer, run_layer
 from tests.tiny import FAMILY_NAMES, make_spec
 
@@ -55,7 +56,7 @@ def test_shared_v_heads_are_refused_with_the_reason(family):
     if family == "llada":
         assert found is None
     else:
-        assert found == "not scaled: 4 query heads share 2 v heads"
+        assert found == "4 query heads share 2 v heads"
     assert all(refusal(linears, spec) is None for linears in GROUPS if linears != ("o",))
 
 
@@ -64,13 +65,13 @@ def test_groups_are_shown_in_order_with_the_inputs_that_the_folded_layer_has():
 
     def choose(layer, linears, batches, inputs):
         seen[linears] = inputs[0].clone()
-        return random_scales(layer, linears), "scaled"
+        return random_scales(layer, linears), Decision("scale", "as asked")
 
     x = make_hidden(layer)
     before, hidden = run_layer(layer, x), [x]
     treatments = scale_groups(layer, layer.spec, [batch], hidden, choose)
     assert list(seen) == GROUPS and hidden[0] is x
-    assert treatments == {linear: ["scaled"] for linears in GROUPS for linear in linears}
+    assert treatments == {linear: [Decision("scale", "as asked")] for linears in GROUPS for linear in linears}
     assert (run_layer(layer, x) - before).abs().max() <= CHANGE * before.abs().max()
     # The input of q, k, v is shown before its scale, that of everything else after the scales so far.
     folded = layer.attn_norm(x) * random_scales(layer, ("q",))

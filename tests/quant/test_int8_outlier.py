@@ -38,9 +38,8 @@ def test_planted_columns_are_found_and_kept():
     result = int8_outlier.quantize("w", w, Int8Config(), statistics_of(x))
     tensor = result.tensor
     assert tensor is not None and tensor.outliers is not None
-    assert tensor.outliers.columns.tolist() == list(PLANTED) and result.notes == [
-        "2 of 96 input columns kept in float16"
-    ]
+    assert tensor.outliers.columns.tolist() == list(PLANTED) and result.notes == []
+    assert str(result.treatment).startswith("split (2 of 96 columns, peaks up to ")
     np.testing.assert_array_equal(tensor.outliers.weights, w[:, PLANTED].astype(np.float16).astype(np.float32))
     assert (unpack(tensor)[:, PLANTED] == 128).all()  # the zero code
     np.testing.assert_allclose(int8_outlier.dequantize(tensor)[:, PLANTED], w[:, PLANTED], rtol=2**-10, atol=0)
@@ -60,6 +59,7 @@ def test_splitting_restores_what_plain_int8_loses():
 def test_calm_inputs_split_nothing():
     result = int8_outlier.quantize("w", weight(), Int8Config(), statistics_of(inputs(scale=1.0)))
     assert result.tensor is not None and result.tensor.outliers is None and result.notes == []
+    assert str(result.treatment).startswith("none (largest peak ")
 
 
 def test_one_scale_for_each_row_within_half_a_step():
@@ -75,8 +75,10 @@ def test_the_share_is_a_limit_and_what_it_leaves_is_said():
     columns, beyond = outlier_columns(peaks, Int8Config(largest_share=0.05))
     assert columns.tolist() == [15, 16, 17, 18, 19] and beyond == 20
     x = torch.randn(64, 100) * peaks
-    notes = int8_outlier.quantize("w", weight(8, 100), Int8Config(), statistics_of(x)).notes
-    assert any("lie beyond" in note and "5 were kept apart" in note for note in notes)
+    said = str(int8_outlier.quantize("w", weight(8, 100), Int8Config(), statistics_of(x)).treatment)
+    assert said.startswith("split (5 of 100 columns") and said.endswith(", 15 more lie beyond 6)")
+    result = int8_outlier.quantize("w", weight(8, 100), Int8Config(largest_share=0.0), statistics_of(x))
+    assert result.notes and "none may be split" in result.notes[0] and result.treatment.treatment == "none"
 
 
 def test_channels_never_in_use_do_not_shift_the_median():

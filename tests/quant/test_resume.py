@@ -11,12 +11,10 @@ from pathlib import Path
 import pytest
 
 import dlm_edge.quant.job as job_module
-from dlm_edge import files
 from dlm_edge.errors import DlmEdgeError, Stopped
 from dlm_edge.journal import JOURNAL, WorkFolder
 from dlm_edge.quant import quantize
-from tests.core.faulty_files import FaultyCalls, Killed
-from tests.quant.stopped_jobs import hashes, stop_after
+from tests.quant.stopped_jobs import Faults, fail_at_calls, faults_to_try, hashes, stop_after
 from tests.tiny import make_checkpoint
 
 SETTINGS = {"bits": 3, "group_size": 16}
@@ -45,48 +43,17 @@ def expected(source, text, tmp_path_factory):
 
 # Every call for rounding; for GPTQ, where resuming recomputes activations, every file and journal line.
 @pytest.mark.parametrize(
-    ("method", "kill", "only", "n_calls", "stride"),
-    [("rtn", False, None, 80, 6), ("rtn", True, None, 80, 2), ("gptq", True, {"open", "replace"}, 24, 4)],
+    ("method", "faults", "n_calls"),
+    [("rtn", f, 80) for f in faults_to_try(Faults(stride=6), Faults(kill=True, stride=2))]
+    + [("gptq", f, 24) for f in faults_to_try(Faults(kill=True, only=("open", "replace"), stride=4))],
+    ids=str,
 )
-def test_whichever_file_call_fails_the_result_is_the_same(
-    text, tmp_path, monkeypatch, method, kill, only, n_calls, stride
-):
-    """Fail or kill at call 1, 1 + stride, ... until a run sees no fault; after each, resume and compare."""
+def test_whichever_file_call_fails_the_result_is_the_same(text, tmp_path, monkeypatch, method, faults, n_calls):
     layers = 1 if method == "rtn" else 2
     small = make_checkpoint(tmp_path / "source", "sdar", n_layers=layers, hidden_size=32, intermediate_size=48)
-    settings = {**SETTINGS, "method": method, "calib_data": text if method == "gptq" else None}
-    quantize(small, tmp_path / "clean", **settings)
-    expected = hashes(tmp_path / "clean")
-    for k in range(1, 400, stride):
-        out = tmp_path / str(k) / "out"
-        monkeypatch.setattr(files, "calls", FaultyCalls(k, kill=kill, only=only))
-        try:
-            quantize(small, out, **settings)
-        except Killed:
-            faulty = True
-        except DlmEdgeError as problem:
-            assert problem.code == "E-IO"
-            faulty = True
-        else:
-            faulty = False
-        monkeypatch.setattr(files, "calls", FaultyCalls())
-        if out.exists():
-            assert {n: h for n, h in hashes(out).items() if n != JOURNAL} == expected
-        if faulty:
-            finish(small, out, settings)
-        assert hashes(out) == expected
-        assert os.listdir(out.parent) == ["out"]
-        if not faulty:
-            break
-    assert k > n_calls  # the loop went through the calls of all layers and of the closing files
-
-
-def finish(source, out, settings) -> None:
-    """The same command with --resume; done already is as good."""
-    try:
-        quantize(source, out, resume=True, **settings)
-    except DlmEdgeError as problem:
-        assert problem.code == "E-EXISTS" and out.exists()
+    settings = {**SETTINGS, "method": method} | ({"calib_data": text} if method == "gptq" else {})
+    # the loop went through the calls of all layers and of the closing files
+    assert fail_at_calls(monkeypatch, small, tmp_path / "jobs", settings, faults) > n_calls
 
 
 def test_a_resumed_job_does_not_repeat_finished_layers(source, text, expected, tmp_path, monkeypatch):

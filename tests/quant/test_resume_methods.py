@@ -15,6 +15,7 @@ from dlm_edge.journal import JOURNAL
 from dlm_edge.models import load_model
 from dlm_edge.quant import quantize
 from dlm_edge.quant.finished import IMATRIX
+from dlm_edge.quant.invariance import LARGEST_CHANGE
 from dlm_edge.quant.methods import METHODS
 from dlm_edge.quant.pipeline import make_options
 from dlm_edge.quantized import RECORD_NAME, QuantizationRecord
@@ -34,6 +35,7 @@ EIGHT_BITS = {
 FURTHER = {
     "rotated": ("sdar", {"method": "gptq", **GRID, "rotate": True}),  # tied
     "rotated-untied": ("llada", {"method": "gptq", **GRID, "rotate": True}),
+    "rotated-without-states": ("sdar", {"method": "rtn", **GRID, "rotate": True}),
     "rotated-int8": ("sdar", {"method": "w8a8", "rotate": True, "imatrix": True}),
     "mixed": ("sdar", {"method": "mixed", "bits": 2.5, "group_size": 32}),
     "mixed-float-zeros": ("sdar", {"method": "mixed", "bits": 6, "group_size": 16, "zero": "float"}),
@@ -126,8 +128,20 @@ def test_a_further_setting(sources, text, tmp_path, monkeypatch, case):
     bits = [layer.bits for layer in record.layers if "embed" not in layer.name and "head" not in layer.name]
     if settings["method"] == "mixed":
         assert len(set(bits)) > 1 and sum(bits) / len(bits) <= settings["bits"] + 1
+    assert bool(record.rotation) == settings.get("rotate", False)
+    if record.rotation:
+        assert 0 < record.rotation["largest_change"] <= LARGEST_CHANGE and record.rotation["tokens"] == 320
+    treated = [layer.treatment for layer in record.layers if layer.name not in outer_names(folder)]
+    assert all(treated) and all(t[0].startswith("rotate (residual") == bool(record.rotation) for t in treated)
+    if settings["method"] == "mixed":
+        assert any(t[0].startswith("more bits (") for t in treated)
     if settings.get("skip"):
         assert record.skipped and not set(record.skipped) & {layer.name for layer in record.layers}
+
+
+def outer_names(folder: Path) -> set[str]:
+    found = open_checkpoint(folder)
+    return {found.tensor_name(role) for role in ("embed.weight", "head.weight") if role in found.roles()}
 
 
 def record_of(folder: Path) -> QuantizationRecord:

@@ -18,6 +18,7 @@ from dlm_edge.quant.layer_pass import run_stages
 from dlm_edge.quant.outlier_injection import Injection
 from dlm_edge.quant.states import Batch, Row, StateConfig, make_states
 from dlm_edge.quant.statistics import InputStatistics
+from dlm_edge.quant.treatments import Decision
 from tests.quant.layer_bench import inputs_of, make_batch, make_hidden, make_layer, run_layer
 from tests.tiny import FAMILY_NAMES
 
@@ -47,9 +48,9 @@ def test_smoothing_leaves_the_function_and_lowers_the_int8_error(family):
     treatments = smoothquant.prepare(layer, layer.spec, [batch], [x], Int8Config())
     assert (run_layer(layer, x) - before).abs().max() <= CHANGE * before.abs().max()
     for linear in ("q", "up", "down"):
-        assert treatments[linear][0].startswith("smooth (")
+        assert treatments[linear][0].treatment == "smooth"
         assert int8_output_error(layer, batch, x, linear) < 0.02 * int8_output_error(original, batch, x, linear)
-    assert (treatments["o"] == ["not scaled: 4 query heads share 2 v heads"]) == (family != "llada")
+    assert (treatments["o"] == [Decision("none", "4 query heads share 2 v heads")]) == (family != "llada")
 
 
 def test_calm_inputs_are_left_as_they_are():
@@ -61,7 +62,7 @@ def test_calm_inputs_are_left_as_they_are():
     state = {k: v.clone() for k, v in layer.state_dict().items()}
     treatments = smoothquant.prepare(layer, layer.spec, [batch], [make_hidden(layer)], Int8Config())
     for linear, producer in {"q": "attn_norm", "gate": "mlp_norm"}.items():
-        assert treatments[linear] == ["not smoothed: no scale lowers the int8 error"]
+        assert [d.treatment for d in treatments[linear]] == ["none"]
         assert torch.equal(getattr(layer, producer).weight, state[f"{producer}.weight"])
 
 
@@ -72,8 +73,8 @@ def test_heads_are_rotated_where_shared_v_heads_make_outliers(family):
     x = make_hidden(layer)
     before, error = run_layer(layer, x), int8_output_error(layer, batch, x, "o")
     treatments = smoothquant.prepare_for_split(layer, layer.spec, [batch], [x], Int8Config())
-    assert treatments["o"][0] == "not scaled: 4 query heads share 2 v heads"
-    assert treatments["o"][1].startswith("rotate heads (int8 error -")
+    assert treatments["o"][0] == Decision("none", "4 query heads share 2 v heads")
+    assert str(treatments["o"][1]).startswith("rotate (heads between v and o, int8 error -")
     assert (run_layer(layer, x) - before).abs().max() <= CHANGE * before.abs().max()
     assert int8_output_error(layer, batch, x, "o") < 0.8 * error
 

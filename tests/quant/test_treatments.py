@@ -1,66 +1,61 @@
-"""Which treatment a profile leads to."""
+"""Every record names what was done about outliers and why, and `inspect` foresees what the recipe w8a8 does."""
 
 import msgspec
 import pytest
 
-from dlm_edge.quant.outliers import Channel, InputProfile
-from dlm_edge.quant.treatments import ROTATE_FROM, SMOOTH_FROM, SPLIT_FROM, choose_treatments
-from tests.tiny import make_spec
+from dlm_edge.checkpoint import open_checkpoint
+from dlm_edge.quant import quantize
+from dlm_edge.quant.mixed import more_bits
+from dlm_edge.quant.outlier_injection import inject_outliers
+from dlm_edge.quant.outliers import profile_outliers
+from dlm_edge.quant.treatments import Decision, is_none, settled
+from dlm_edge.quantized import RECORD_NAME, LayerRecord, QuantizationRecord
+from tests.tiny import make_checkpoint
 
-CALM = InputProfile(
-    layer=0,
-    linears=["down"],
-    channels=128,
-    tokens=1000,
-    typical=1.0,
-    peak_ratio=1.5,
-    share_above=0.0,
-    normal_count=0,
-    massive_count=0,
-    normal=[],
-    massive=[],
-    super_outlier=None,
-)
-SUPER = Channel(channel=7, peak=300.0, mean=250.0, share=1.0)
+TOKENS = 1024
 
 
-def profile(**changes) -> InputProfile:
-    return msgspec.structs.replace(CALM, **changes)
+def test_reasons_stand_only_where_nothing_was_done():
+    smooth, split = Decision("smooth", "strength 0.5"), Decision("split", "3 columns")
+    neither = [Decision("none", "no scale"), Decision("none", "no peak"), Decision("none", "no peak")]
+    assert settled([smooth, neither[0], split]) == ["smooth (strength 0.5)", "split (3 columns)"]
+    assert settled(neither) == ["none (no scale; no peak)"] and is_none(settled(neither)[0])
+    assert settled([]) == ["none (activations stay in floating point)"]
+    assert not is_none(settled([smooth])[0])
 
 
-@pytest.mark.parametrize("activations", ["float", "int8"])
-def test_calm_inputs_are_left_alone(activations):
-    assert choose_treatments(CALM, make_spec("llada"), bits=4, activations=activations) == []
+def test_more_bits_are_told_with_what_fewer_would_cost():
+    errors = {"2": 0.11, "3": 0.02, "4": 0.004, "8": 1e-5}
+    (found,) = more_bits(4, 2.5, errors)
+    assert str(found) == "more bits (4, the mean is 2.5; rounded to nearest: error 4.0e-03, with 3 2.0e-02)"
+    assert more_bits(2, 2.5, errors) == []
 
 
-@pytest.mark.parametrize(
-    ("family", "linears", "ratio", "expected"),
-    [
-        ("llada", ["q", "k", "v"], SMOOTH_FROM, ["smooth"]),
-        ("llada", ["o"], SMOOTH_FROM, ["smooth"]),
-        ("sdar", ["o"], ROTATE_FROM - 0.1, []),
-        ("sdar", ["o"], ROTATE_FROM, ["rotate"]),
-        ("sdar", ["o"], SPLIT_FROM, ["split"]),
-        ("sdar", ["down"], SPLIT_FROM, ["smooth", "split"]),
-        ("sdar", ["down"], SMOOTH_FROM, ["smooth"]),
-        ("dream", ["gate", "up"], 100.0, ["smooth"]),
-        ("dream", ["gate", "up"], SMOOTH_FROM - 0.1, []),
-    ],
-)
-def test_int8_activations(family, linears, ratio, expected):
-    found = profile(linears=linears, peak_ratio=ratio)
-    assert choose_treatments(found, make_spec(family), bits=8, activations="int8") == expected
+def records_of(source, tmp_path, **settings) -> dict[str, LayerRecord]:
+    quantize(source, tmp_path / "out", calib_tokens=TOKENS, **settings)
+    record = msgspec.json.decode((tmp_path / "out" / RECORD_NAME).read_bytes(), type=QuantizationRecord)
+    return {layer.name: layer for layer in record.layers}
 
 
-@pytest.mark.parametrize(
-    ("bits", "linears", "changes", "expected"),
-    [
-        (3, ["down"], {"massive_count": 2}, ["more bits"]),
-        (2, ["down"], {"super_outlier": SUPER}, ["more bits"]),
-        (4, ["down"], {"massive_count": 2}, []),
-        (2, ["gate", "up"], {"massive_count": 2}, []),
-    ],
-)
-def test_few_bits_under_float_activations(bits, linears, changes, expected):
-    found = profile(linears=linears, peak_ratio=200.0, **changes)
-    assert choose_treatments(found, make_spec("sdar"), bits=bits, activations="float") == expected
+@pytest.mark.parametrize("family", ["llada", "sdar"])
+def test_inspect_foresees_what_w8a8_records(family, tmp_path):
+    plain = make_checkpoint(tmp_path / "plain", family, n_layers=2)
+    source = open_checkpoint(inject_outliers(plain, tmp_path / "injected", scale=100.0))
+    records = records_of(source.path, tmp_path, recipe="w8a8")
+    profiles = profile_outliers(source, n_tokens=TOKENS)
+    assert len(profiles) == 8
+    for profile in profiles:
+        for linear in profile.linears:
+            record = records[source.tensor_name(f"layers.{profile.layer}.{linear}.weight")]
+            names = [[t.partition(" (")[0] for t in each] for each in (record.treatment, profile.treatments)]
+            assert names[0] == names[1], (record.name, record.treatment, profile.treatments)
+            assert ("split" in names[0]) == (record.outlier_columns > 0)
+            if linear != "o":  # outliers of scale 100 were planted everywhere else
+                assert names[0] != ["none"] and any(c.isdigit() for c in record.treatment[0])
+
+
+def test_the_default_recipe_says_that_activations_stay_in_floating_point(tmp_path):
+    source = make_checkpoint(tmp_path / "source", "sdar", n_layers=1)
+    records = records_of(source, tmp_path, recipe="w4")
+    told = [r.treatment for r in records.values() if "embed" not in r.name]
+    assert told == [["none (activations stay in floating point)"]] * 7
