@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types check clean
+.PHONY: demo test lint types check sanitize clean
 
 demo: $(STAMP)
 	$(BIN)/dlm-edge demo --out build/demo
@@ -19,6 +19,10 @@ types: $(STAMP)
 	$(BIN)/python tools/typecheck.py
 
 check: lint types test
+
+# The native operators and their tests under AddressSanitizer and UndefinedBehaviorSanitizer, and a fuzz of shapes and pages.
+sanitize: $(STAMP)
+	PYTHON=$(BIN)/python tools/sanitize_kernels.sh
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard kernels/csrc/*)
 	$(PYTHON) -m venv $(VENV)

@@ -27,15 +27,25 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-psabi"]
 # Each vector width is a file of its own; the library chooses at run time.
-SOURCES: dict[str, list[str]] = {"library.cpp": [], "attention.cpp": [], "attention_portable.cpp": []}
+SOURCES: dict[str, list[str]] = {
+    "library.cpp": [], "operator.cpp": [], "simd.cpp": [],
+    "attention_op.cpp": [], "attention.cpp": [], "sparse_plan.cpp": [], "sparse_merge.cpp": [],
+    "select_pages_op.cpp": [], "select_pages.cpp": [],
+    "dequantize_rows_op.cpp": [], "dequantize_rows.cpp": [],
+    "pattern_attention_op.cpp": [], "pattern_plan.cpp": [],
+    "attention_portable.cpp": [],
+    "cuda_driver.cpp": [], "cuda_launch.cpp": [], "cuda_operators.cpp": [],
+    "cuda_attention.cpp": [], "cuda_select_pages.cpp": [], "cuda_dequantize_rows.cpp": [],
+}  # fmt: skip
 if X86:
-    SOURCES["attention_avx2.cpp"] = ["-mavx2", "-mfma"]
+    SOURCES["attention_avx2.cpp"] = ["-mavx2", "-mfma", "-mf16c"]
     SOURCES["attention_avx512.cpp"] = [
-        "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512",
+        "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c",
+        "-mprefer-vector-width=512",
     ]  # fmt: skip
 EXPORTS = ROOT / "kernels" / "csrc" / "exports.map"
 # Nothing but the named symbols leaves the library, not even the C++ library that is linked into it.
-LINK_FLAGS = ["-shared", "-static-libstdc++", "-static-libgcc", f"-Wl,--version-script={EXPORTS}", "-s"]
+LINK_FLAGS = ["-shared", "-static-libstdc++", "-static-libgcc", "-ldl", f"-Wl,--version-script={EXPORTS}", "-s"]
 if sys.platform == "darwin":
     LINK_FLAGS = ["-shared"]
 

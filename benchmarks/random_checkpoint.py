@@ -14,6 +14,9 @@ from dlm_edge.models.transformer import DiffusionTransformer
 
 SHAPES = {  # hidden, layers, heads, kv heads, head_dim, feed-forward, vocabulary
     "0.5b": (896, 24, 14, 2, 64, 4864, 151936),  # Qwen2.5-0.5B
+    "1.7b": (2048, 28, 16, 8, 128, 6144, 151936),  # Qwen3-1.7B, which SDAR-1.7B starts from
+    "4b": (2560, 36, 32, 8, 128, 9728, 151936),  # Qwen3-4B
+    "wide": (1024, 6, 16, 16, 64, 1024, 2048),  # one K/V head for each query head, as in LLaDA: caches outweigh weights
     "tiny": (128, 2, 4, 2, 32, 256, 1024),
 }
 

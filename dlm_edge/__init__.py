@@ -23,6 +23,7 @@ if (_checkout / "pyproject.toml").is_file() and (_checkout / "quant").is_dir():
 _PUBLIC = {
     "Engine": "dlm_edge.runtime",
     "convert": "dlm_edge.conversion",
+    "estimate": "dlm_edge.estimation",
     "evaluate": "dlm_edge.evaluation.evaluate",
     "inspect_artefact": "dlm_edge.inspection",
     "quantize": "dlm_edge.quant",

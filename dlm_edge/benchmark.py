@@ -58,6 +58,7 @@ def benchmark(
             results: list[Result] = []
             for repeat in range(repeats + 1):
                 say(f"prompt {n}, " + (f"repeat {repeat} of {repeats}" if repeat else "warm-up"))
+                engine.forget_prompt()  # prefill is part of what is measured
                 results.append(engine.generate(prompt, max_new_tokens=new_tokens, stop_at_eos=False, **options))
             rows.append(summarise(n, new_tokens, results[1:]))
             phases["prefill"] += sum(r.prefill_seconds for r in results[1:])

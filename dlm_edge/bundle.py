@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 import msgspec
 
 from dlm_edge import files
-from dlm_edge.errors import InputFileError
+from dlm_edge.errors import InputFileError, UsageProblem
 from dlm_edge.families.spec import ModelSpec
 
 MANIFEST_NAME = "manifest.json"
-MANIFEST_SCHEMA = 1
+MANIFEST_SCHEMA = 2
 MAX_MANIFEST_BYTES = 4 << 20
 
 
@@ -30,8 +31,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     model: ModelSpec
     operator_version: int
     opset: int
-    cache_layouts: tuple[str, ...]
-    cache_dtype: str
+    cache_layout: str  # a name of runtime/layouts
+    cache_group: int  # values that share a scale, where the layout has any
     quantization: dict[str, Any] | None
     nodes: tuple[
         dict[str, Any], ...
@@ -59,6 +60,14 @@ class Bundle:
     def chat_template_path(self) -> Path | None:
         name = "chat_template.jinja"
         return self.path / name if any(entry.name == name for entry in self.manifest.files) else None
+
+    @property
+    def graph_hash(self) -> str:
+        """Names what the caches of this bundle mean: graph, weights and layout, by the hashes in the manifest."""
+        manifest = self.manifest
+        graph = [f"{entry.name} {entry.sha256}" for entry in manifest.files if entry.name.startswith("model.onnx")]
+        lines = [*sorted(graph), f"{manifest.cache_layout} {manifest.cache_group}"]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @property
     def size_bytes(self) -> int:
@@ -109,4 +118,14 @@ def _read_manifest(path: Path) -> Manifest:
     if manifest.schema != MANIFEST_SCHEMA:
         message = f"{path} has schema {manifest.schema}, this version reads {MANIFEST_SCHEMA}"
         raise InputFileError("E-MANIFEST", message, "export it again with this version")
+    _check_cache(path, manifest)
     return manifest
+
+
+def _check_cache(path: Path, manifest: Manifest) -> None:
+    from dlm_edge.runtime.layouts import CacheShape, open_layout  # the runtime itself imports this file
+
+    try:
+        open_layout(manifest.cache_layout, CacheShape.of(manifest.model), 0, group=manifest.cache_group)
+    except UsageProblem as error:
+        raise InputFileError("E-MANIFEST", f"{path}: {error.message}", "export it again with this version") from error

@@ -45,6 +45,7 @@ CODES: dict[str, str] = {
     "E-ORT": "onnxruntime is missing, doubled or broken",
     "E-NATIVE": "the native operator library is missing or does not fit",
     "E-DEPENDENCY": "an optional package that this command needs is not installed",
+    "E-CACHE": "a saved prompt that does not fit the bundle",
     "E-STATE": "an engine or job used in a state that does not allow it",
     "E-CLOSED": "the engine is closed",
     "E-REENTRANT": "an engine called from its own callback",

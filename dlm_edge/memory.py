@@ -20,6 +20,11 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def rss_bytes() -> int:
+    """Resident size of this process now; 0 where the system does not tell (only Linux does)."""
+    return _proc_bytes("/proc/self/status", "VmRSS:") or 0
+
+
 def available_bytes() -> int | None:
     """Memory that can be had without swapping; None where the system does not tell."""
     free = _proc_bytes("/proc/meminfo", "MemAvailable:")

@@ -1,70 +1,92 @@
 """The step graph: one denoising step of a window over shared caches, for every family that ModelSpec describes.
 
-    input_ids [1, W], start [1], cache_len [1], attn_block [1], logit_rows [R], k_cache.i / v_cache.i
- -> logits [R, vocab], k_cache_out.i / v_cache_out.i
+    input_ids [1, W], start [1], cache_len [1], attn_block [1], logit_rows [R], policy [layers, 9], drift [1]
+    and per layer: the caches of the layout (cache_nodes.py), the page bounds page_low, page_high, page_scale, and the state of
+    sparse attention q_last, q_stored, prefix_out, prefix_lse, masses
+ -> logits [R, vocab], and per layer: written caches and new state with the suffix _out, what the caller is to store,
+    stats [4]
 
-Built node by node (no tracing), so the same checkpoint gives the same bytes. Keys and values of the window are
-written into the caches at `start`; a caller that binds each cache output to its input gets that without a copy.
+Built node by node (no tracing), so the same checkpoint gives the same bytes. A caller that binds each cache and state
+output to its input gets them written in place, without a copy. With the layout none the window is the whole sequence:
+start, cache_len, attn_block, drift and all of the above state are left out, and each layer has a `pattern`. Shapes and meaning of the state: kernels/select_pages/reference.py and kernels/prefix_block_attention/reference.py,
+kernels/pattern_attention/reference.py.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from dlm_edge.checkpoint import Checkpoint
+from dlm_edge.export.cache_nodes import Rematerialised, Tensors, WholeSequence, Window, cache_nodes
 from dlm_edge.export.external_data import TYPES, ExternalData
 from dlm_edge.export.linear import WeightNodes
 from dlm_edge.export.n_bits import Precision
 from dlm_edge.export.nodes import MICROSOFT, GraphBuilder
 from dlm_edge.families.spec import ModelSpec
 from dlm_edge.kernels import DOMAIN, OPERATOR_VERSION
-from dlm_edge.kernels.prefix_block_attention.function import function_proto
+from dlm_edge.kernels.select_pages.function import function_proto as select_pages_function
 
 OPSET = 24
 IR_VERSION = 11
+N_NUMBERS = 9  # of the input `policy`
+BOUNDS = ("page_low", "page_high", "page_scale")  # written by the caller alone
 
 
 class StepGraph:
     """Builds the graph of one checkpoint; `weights.quantized` lists its packed weights afterwards."""
 
-    def __init__(self, checkpoint: Checkpoint, data: ExternalData, precision: Precision) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, data: ExternalData, precision: Precision, layout: str = "kv-fp32"
+    ) -> None:
         self.spec: ModelSpec = checkpoint.spec
         self.precision = precision
+        self.body: int = TYPES[precision.body]
+        self.cache = cache_nodes(layout, self.spec.n_layers)
+        self.is_whole = isinstance(self.cache, WholeSequence)  # the window, which is the sequence
         self.graph = GraphBuilder(data, precision.body)
         self.weights = WeightNodes(checkpoint, self.graph, precision)
 
     def build(self) -> onnx.ModelProto:
-        cos, sin = self.rope_tables()
+        self.cos, self.sin = self.rope(self.positions())
         x = self.weights.embedding("input_ids")
         for i in range(self.spec.n_layers):
             self.graph.scope = f"layers.{i}."
-            x = self.layer(i, x, cos, sin)
+            x = self.layer(i, x)
         self.graph.scope = ""
         self.logits(x)
         return self.model()
 
-    def rope_tables(self) -> tuple[str, str]:
-        """cos and sin [1, W, head_dim / 2] of the window's absolute positions, in float32 until the last cast."""
-        g, spec = self.graph, self.spec
-        half = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
-        frequencies = g.weight("rope_frequencies", (np.float32(spec.rope_theta) ** -half)[None, None])
+    def positions(self) -> str:
+        """int64 [W]: absolute positions of the window."""
+        g = self.graph
         shape = g.add("Shape", ["input_ids"], "ids_shape", start=1, end=2)
         length = g.add("Squeeze", [shape], "window_length")
         zero, one = g.add("Squeeze", [g.integers(0)], "zero"), g.add("Squeeze", [g.integers(1)], "one")
         offsets = g.add("Range", [zero, length, one], "window_offsets")
-        positions = g.add("Add", [offsets, "start"], "positions")
-        positions = g.add("Cast", [positions], "positions_float", to=TensorProto.FLOAT)
-        column = g.add("Unsqueeze", [positions, g.integers(0, 2)], "positions_column")
-        angles = g.add("Mul", [column, frequencies], "rope_angles")
-        cos, sin = g.add("Cos", [angles], "rope_cos_float"), g.add("Sin", [angles], "rope_sin_float")
-        body = TYPES[self.precision.body]
-        return g.add("Cast", [cos], "rope_cos", to=body), g.add("Cast", [sin], "rope_sin", to=body)
+        return offsets if self.is_whole else g.add("Add", [offsets, "start"], "positions")
 
-    def layer(self, i: int, x: str, cos: str, sin: str) -> str:
+    def rope(self, positions: str, scope: str = "") -> tuple[str, str]:
+        """cos and sin [1, rows, head_dim / 2] of int64 positions [rows], in float32 until the last cast."""
+        g, spec = self.graph, self.spec
+        half = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
+        frequencies = g.shared("rope_frequencies", (np.float32(spec.rope_theta) ** -half)[None, None])
+        floats = g.add("Cast", [positions], scope + "positions_float", to=TensorProto.FLOAT)
+        column = g.add("Unsqueeze", [floats, g.integers(0, 2)], scope + "positions_column")
+        angles = g.add("Mul", [column, frequencies], scope + "rope_angles")
+        cos, sin = g.add("Cos", [angles], scope + "rope_cos_float"), g.add("Sin", [angles], scope + "rope_sin_float")
+        return g.add("Cast", [cos], scope + "rope_cos", to=self.body), g.add(
+            "Cast", [sin], scope + "rope_sin", to=self.body
+        )
+
+    def window_rope(self) -> tuple[str, str]:
+        return self.cos, self.sin
+
+    def layer(self, i: int, x: str) -> str:
         g = self.graph
-        attended = self.attention(i, self.norm(x, f"layers.{i}.attn_norm.weight", "attn_norm"), cos, sin)
+        attended = self.attention(i, self.norm(x, f"layers.{i}.attn_norm.weight", "attn_norm"))
         x = g.add("Add", [x, attended], "after_attention")
         h = self.norm(x, f"layers.{i}.mlp_norm.weight", "mlp_norm")
         gate = self.weights.linear(h, f"layers.{i}.gate.weight", "gate")
@@ -73,27 +95,47 @@ class StepGraph:
         h = g.add("Mul", [silu, up], "gated")
         return g.add("Add", [x, self.weights.linear(h, f"layers.{i}.down.weight", "down")], "after_mlp")
 
-    def attention(self, i: int, h: str, cos: str, sin: str) -> str:
+    def attention(self, i: int, h: str) -> str:
         g = self.graph
-        q = self.rotated(self.heads(i, h, "q"), cos, sin, "q_rope")
-        k = self.rotated(self.heads(i, h, "k"), cos, sin, "k_rope")
-        v = self.heads(i, h, "v")
-        k_cache = self.cache_write(f"k_cache.{i}", k)
-        v_cache = self.cache_write(f"v_cache.{i}", v)
-        inputs = [q, k, v, k_cache, v_cache, "start", "cache_len", "attn_block"]
-        out = g.add("PrefixBlockAttention", inputs, "attention", domain=DOMAIN, overload="dense")
+        q = self.rotated(self.heads(i, self.project(i, h, "q"), "q"), self.cos, self.sin, "q_rope")
+        policy = g.add("Gather", ["policy", g.index(i)], "policy", axis=0)
+        chosen = ("", "") if self.is_whole else self.select(i, q, policy)
+        out = self.cache.attend(self, Window(i, q, h), *chosen)
         return self.weights.linear(out, f"layers.{i}.o.weight", "o")
 
-    def heads(self, i: int, h: str, kind: str) -> str:
-        """Projection `kind` as [1, heads, W, head_dim], normalised per head where the family does so."""
+    def select(self, i: int, q: str, policy: str) -> tuple[str, str]:
+        """The rows that attend afresh, and the pages of the prefix that they read."""
+        g = self.graph
+        q_float = q if self.body == TensorProto.FLOAT else g.add("Cast", [q], "q_float", to=TensorProto.FLOAT)
+        state = [f"{name}.{i}" for name in (*BOUNDS, "q_last", "q_stored", "masses")]
+        pages = f"layers.{i}.pages"
+        active = g.add(
+            "SelectPages",
+            [q_float, *state, "start", "cache_len", policy, "drift"],
+            "active",
+            more=[pages, f"q_last_out.{i}", f"q_stored_out.{i}", f"stats.{i}"],
+            domain=DOMAIN,
+        )
+        return active, pages
+
+    def project(self, i: int, h: str, kind: str) -> str:
+        """[1, rows, heads * head_dim] before the bias."""
+        return self.weights.linear(h, f"layers.{i}.{kind}.weight", kind)
+
+    def heads(self, i: int, projected: str, kind: str) -> str:
+        """Bias, then [1, heads, rows, head_dim], normalised per head where the family does so."""
         g, spec = self.graph, self.spec
         count = spec.n_heads if kind == "q" else spec.n_kv_heads
-        bias = f"layers.{i}.{kind}.bias" if spec.qkv_bias else None
-        x = self.weights.linear(h, f"layers.{i}.{kind}.weight", kind, bias)
+        x = projected
+        if spec.qkv_bias:
+            x = g.add("Add", [x, self.weights.plain(f"layers.{i}.{kind}.bias")], f"{kind}_biased")
         x = g.add("Reshape", [x, g.integers(0, 0, count, spec.head_dim)], f"{kind}_split")
         if spec.qk_norm and kind != "v":
             x = self.norm(x, f"layers.{i}.{kind}_norm.weight", f"{kind}_norm")
         return g.add("Transpose", [x], f"{kind}_heads", perm=[0, 2, 1, 3])
+
+    def weight(self, i: int, kind: str) -> NDArray[np.float32]:
+        return self.weights.checkpoint.load(f"layers.{i}.{kind}.weight").astype(np.float32)
 
     def rotated(self, x: str, cos: str, sin: str, name: str) -> str:
         return self.graph.add("RotaryEmbedding", [x, cos, sin], name)
@@ -101,13 +143,6 @@ class StepGraph:
     def norm(self, x: str, role: str, name: str) -> str:
         inputs = [x, self.weights.plain(role)]
         return self.graph.add("RMSNormalization", inputs, name, axis=-1, epsilon=self.spec.norm_eps)
-
-    def cache_write(self, name: str, new: str) -> str:
-        layer, scope = name.split(".")[1], self.graph.scope
-        self.graph.scope = ""
-        out = self.graph.add("TensorScatter", [name, new, "start"], f"{name.split('.')[0]}_out.{layer}", axis=2)
-        self.graph.scope = scope
-        return out
 
     def logits(self, x: str) -> None:
         """Only the rows asked for go through the head; scores are float32 whatever the body is."""
@@ -119,24 +154,56 @@ class StepGraph:
         g.add("Cast", [logits], "logits", to=TensorProto.FLOAT)
 
     def model(self) -> onnx.ModelProto:
-        body, spec = TYPES[self.precision.body], self.spec
+        numbers = () if self.is_whole else ("start", "cache_len", "attn_block")
         inputs = [
             helper.make_tensor_value_info("input_ids", TensorProto.INT64, [1, "window"]),
-            *(helper.make_tensor_value_info(n, TensorProto.INT64, [1]) for n in ("start", "cache_len", "attn_block")),
+            *(helper.make_tensor_value_info(n, TensorProto.INT64, [1]) for n in numbers),
             helper.make_tensor_value_info("logit_rows", TensorProto.INT64, ["rows"]),
+            helper.make_tensor_value_info("policy", TensorProto.INT64, [self.spec.n_layers, N_NUMBERS]),
+            *([] if self.is_whole else [helper.make_tensor_value_info("drift", TensorProto.FLOAT, [1])]),
         ]
-        outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", spec.vocab_size])]
-        cache: list[int | str | None] = [1, spec.n_kv_heads, "capacity", spec.head_dim]
-        for i in range(spec.n_layers):
-            for kind in ("k", "v"):
-                inputs.append(helper.make_tensor_value_info(f"{kind}_cache.{i}", body, cache))
-                outputs.append(helper.make_tensor_value_info(f"{kind}_cache_out.{i}", body, cache))
+        outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", self.spec.vocab_size])]
+        for i in range(self.spec.n_layers):
+            cache, state = self.cache.inputs(i, self.spec, self.body), self.state()
+            written = {n: t for n, t in state.items() if n not in BOUNDS} | {n: cache[n] for n in self.cache.written()}
+            inputs += [tensor(f"{name}.{i}", of) for name, of in (cache | state).items()]
+            outputs += [tensor(f"{name}_out.{i}", of) for name, of in written.items() if self.keeps(name)]
+            outputs += [tensor(f"{name}.{i}", of) for name, of in self.cache.stored(self.spec, self.body).items()]
+            outputs.append(tensor(f"stats.{i}", (TensorProto.FLOAT, [4])))
         graph = helper.make_graph(self.graph.nodes, "step", inputs, outputs, self.graph.initializers)
         opsets = [("", OPSET), (MICROSOFT, 1), (DOMAIN, OPERATOR_VERSION)]
         return helper.make_model(
             graph,
             opset_imports=[helper.make_opsetid(domain, version) for domain, version in opsets],
             ir_version=IR_VERSION,
-            functions=[function_proto()],
+            functions=[
+                *([] if self.is_whole else [select_pages_function()]),
+                *self.cache.functions(self.spec.n_layers),
+            ],
             producer_name="dlm-edge",
         )
+
+    def state(self) -> Tensors:
+        """What sparse attention keeps of each layer between runs; the caller owns the memory."""
+        real, spec = TensorProto.FLOAT, self.spec
+        if self.is_whole:
+            return {"pattern": (TensorProto.UINT8, [spec.n_heads, "slots", "slots"])}
+        heads, kv_heads, dim = spec.n_heads, spec.n_kv_heads, spec.head_dim
+        return {
+            "page_low": (TensorProto.INT8, [1, kv_heads, "slots", dim]),
+            "page_high": (TensorProto.INT8, [1, kv_heads, "slots", dim]),
+            "page_scale": (real, [1, kv_heads, "slots"]),
+            "q_last": (real, [1, heads, "state_rows", dim]),
+            "q_stored": (real, [1, heads, "state_rows", dim]),
+            "prefix_out": (real, [1, heads, "state_rows", dim]),
+            "prefix_lse": (real, [1, heads, "state_rows"]),
+            "masses": (real, [1, kv_heads, "slots"]),
+        }
+
+    def keeps(self, name: str) -> bool:
+        """Attention over rematerialised keys has no pages of its own to measure."""
+        return name != "masses" or not isinstance(self.cache, Rematerialised)
+
+
+def tensor(name: str, of: tuple[int, list[int | str | None]]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, *of)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,31 @@ class GraphBuilder:
         self._constants: set[str] = set()
 
     def add(
-        self, op: str, inputs: list[str], name: str, *, domain: str = "", overload: str = "", **attributes: Any
+        self,
+        op: str,
+        inputs: list[str],
+        name: str,
+        *,
+        more: Sequence[str] = (),
+        domain: str = "",
+        overload: str = "",
+        **attributes: Any,
     ) -> str:
+        """`more`: names of further outputs, taken as they are."""
         output = f"{self.scope}{name}"
-        node = helper.make_node(op, inputs, [output], name=output, domain=domain, **attributes)
+        node = helper.make_node(op, inputs, [output, *more], name=output, domain=domain, **attributes)
         if overload:
             node.overload = overload
         self.nodes.append(node)
         return output
+
+    def add_outer(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
+        """As `add`, for an output of the graph: its name has no scope."""
+        scope, self.scope = self.scope, ""
+        try:
+            return self.add(op, inputs, name, **attributes)
+        finally:
+            self.scope = scope
 
     def weight(self, name: str, array: NDArray[np.generic]) -> str:
         self.initializers.append(self.data.add(name, array))
@@ -41,6 +59,10 @@ class GraphBuilder:
     def integers(self, *values: int) -> str:
         """A small int64 constant [len(values)], shared by all who ask for the same one."""
         return self._constant("const_" + "_".join(str(v) for v in values), np.array(values, np.int64))
+
+    def index(self, value: int) -> str:
+        """A shared int64 scalar."""
+        return self._constant(f"index_{value}", np.array(value, np.int64))
 
     def number(self, name: str, value: float) -> str:
         """A shared scalar in the body's dtype."""

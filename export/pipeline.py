@@ -22,12 +22,15 @@ from dlm_edge.export.external_data import ExternalData, data_path
 from dlm_edge.export.graph import OPSET, StepGraph
 from dlm_edge.export.n_bits import Precision
 from dlm_edge.export.verify import make_prompts, verify
+from dlm_edge.families.spec import ModelSpec
 from dlm_edge.journal import JOURNAL, WorkFolder, free_bytes
 from dlm_edge.memory import peak_rss_bytes
+from dlm_edge.runtime.layouts import CacheShape, default_group, fitting_layout, open_layout
 
 GRAPH_NAME = "model.onnx"
 COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE", "LICENSE.txt", "LICENSE.md")
 TARGETS = ("cpu", "cuda")
+DEFAULT_CACHE = {"cpu": "kv-fp32", "cuda": "kv-fp16"}
 ACCURACIES = ("fast", "exact")
 BODY: dict[str, np.dtype[Any]] = {"cpu": np.dtype(np.float32), "cuda": np.dtype(np.float16)}
 
@@ -51,12 +54,14 @@ def export(
     *,
     target: str = "cpu",
     accuracy: str = "fast",
+    cache: str = "kv",
     restart: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> ExportReport:
     """Write the bundle `out`; nothing stands under that name before the graph agreed with the source model.
 
     `accuracy` fast lets packed layers of a CPU bundle round their activations to int8, exact never does (slower).
+    `cache` is a layout of runtime/layouts with an optional group, such as kv-int4,group=64; kv is that of the target.
     `restart` replaces an existing bundle. Raises E-EXISTS, E-PARITY, E-IO and whatever the checkpoint raises.
     """
     started = time.perf_counter()
@@ -70,13 +75,14 @@ def export(
     if out.resolve() == source.path.resolve():  # with --restart the bundle would take the checkpoint's place
         raise UsageProblem("E-USAGE", f"{out} is the checkpoint itself", "choose another folder with -o")
     check_space(source, out)
+    layout, group = parse_cache(cache, target, source.spec)
     prompts = make_prompts(source)
     # An export is minutes of copying: it is done anew, not resumed, so an unfinished one never stands in the way.
     fingerprint = {"job": "export", "source": str(source.path.resolve()), "version": dlm_edge.__version__}
     with WorkFolder.open(out, fingerprint, resume=False, restart=restart, discard_unfinished=True) as work:
         say(f"reading   {source.name}: {source.spec.family}, {source.spec.n_layers} layers")
         precision = Precision(BODY[target], int8_activations=target == "cpu" and accuracy == "fast")
-        nodes, notices = write_graph(source, work.path / GRAPH_NAME, precision)
+        nodes, notices = write_graph(source, work.path / GRAPH_NAME, precision, layout)
         for notice in notices:
             say(f"notice    {notice}")
         source.check_unchanged()
@@ -88,10 +94,11 @@ def export(
             body=precision.body.name,
             int8_activations=any(node["accuracy_level"] == 4 or node["activations"] == "int8" for node in nodes),
             native=target == "cpu",
+            cached=layout == DEFAULT_CACHE[target],  # others round what they store
         )
         copy_texts(source.path, work.path)
         files.write_file(work.path / "README.md", model_card(source, target, accuracy, parity))
-        write_manifest(work.path, source, target, precision, nodes, parity)
+        write_manifest(work.path, source, target, (layout, group), nodes, parity)
         size = sum(f.stat().st_size for f in work.path.iterdir() if f.name != JOURNAL)
         work.finish()
     return ExportReport(
@@ -106,10 +113,35 @@ def export(
     )
 
 
-def write_graph(source: Checkpoint, path: Path, precision: Precision) -> tuple[list[dict[str, Any]], list[str]]:
+def parse_cache(text: str, target: str, spec: ModelSpec) -> tuple[str, int]:
+    """Layout and group of LAYOUT[,group=N], as this model has them. Raises E-PARAM."""
+    name, *options = text.split(",")
+    shape = CacheShape.of(spec)
+    name = fitting_layout({"kv": DEFAULT_CACHE[target]}.get(name, name), shape)
+    if name == "none" and spec.conventions.attention != "full":
+        message = f"--cache {text}: {spec.family} stores finished blocks, and needs a cache for them"
+        raise UsageProblem("E-PARAM", message, "none is for full attention; use kv")
+    if name == "none" and options:
+        raise UsageProblem("E-PARAM", f"--cache {text}: nothing is stored, in groups or otherwise", "--cache none")
+    group = default_group(name)
+    for option in options:
+        key, _, value = option.partition("=")
+        if key != "group" or not value.isdigit():
+            raise UsageProblem("E-PARAM", f"--cache {text}: {option!r} is no option", "as in kv-int4,group=64")
+        group = int(value)
+    open_layout(name, shape, 0, group=group)
+    if name == "kv-fp32" and BODY[target] != np.float32:
+        message = f"a cache of {name} was asked for, and the graph of the target {target} computes in {BODY[target]}"
+        raise UsageProblem("E-PARAM", message, "--cache kv-fp16")
+    return name, group
+
+
+def write_graph(
+    source: Checkpoint, path: Path, precision: Precision, layout: str = "kv-fp32"
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Stream weights into the data file, then write the graph; returns its packed weights, and notices for the user."""
     with files.replacing(data_path(path)) as file:
-        step = StepGraph(source, ExternalData(file, data_path(path).name), precision)
+        step = StepGraph(source, ExternalData(file, data_path(path).name), precision, layout)
         model = step.build()
     files.write_file(path, model.SerializeToString(deterministic=True))
     onnx.checker.check_model(str(path))
@@ -130,7 +162,7 @@ def write_manifest(
     folder: Path,
     source: Checkpoint,
     target: str,
-    precision: Precision,
+    cache: tuple[str, int],
     nodes: list[dict[str, Any]],
     parity: dict[str, Any],
 ) -> None:
@@ -147,8 +179,8 @@ def write_manifest(
         model=source.spec,
         operator_version=kernels.OPERATOR_VERSION,
         opset=OPSET,
-        cache_layouts=("kv",),
-        cache_dtype=precision.body.name,
+        cache_layout=cache[0],
+        cache_group=cache[1],
         quantization=None if record is None else msgspec.to_builtins(record),
         nodes=tuple(nodes),
         sampler_defaults={},

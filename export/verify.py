@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,16 @@ from dlm_edge.errors import InputFileError, JobError
 from dlm_edge.evaluation.tasks import SHORT_TASKS, make_samples
 from dlm_edge.export.exact_twin import exact_twin
 from dlm_edge.families.spec import ModelSpec
+from dlm_edge.kernels.select_pages.reference import EXACT_POLICY, Policy
 from dlm_edge.models.streamed import streamed_logits
 from dlm_edge.quantized import LayerRecord
 
+DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+}
 FULL = 2**40  # attn_block of a family without blocks
 
 # Largest difference over largest logit. In float32 the graph and torch differ by rounding (measured 8e-7 to 4e-6 on
@@ -39,8 +46,11 @@ def verify(
     body: str,
     int8_activations: bool,
     native: bool,
+    cached: bool = True,
 ) -> dict[str, Any]:
-    """Run `prompts` (of `make_prompts`) through the graph and the torch layers.
+    """Run `prompts` (of `make_prompts`) through the graph and the torch layers, also over stored keys if `cached`.
+
+    Caches that are quantized are not exact, and are left to whoever chose them.
 
     With `int8_activations` the graph is first checked with all of them in float, then as it is, against torch layers
     that round where the checkpoint's record says so. Both round the same way, but a last-bit difference before a
@@ -49,17 +59,17 @@ def verify(
     """
     expected = streamed_logits(in_float(checkpoint), prompts)
     if not int8_activations:
-        found = compare(open_session(graph_path, native), checkpoint.spec, prompts, expected)
+        found = compare(open_session(graph_path, native), checkpoint.spec, prompts, expected, cached)
         check(checkpoint, found, TOLERANCE[body], "please report this")
         return found
     with exact_twin(graph_path) as twin:
-        exact = compare(open_session(twin, native), checkpoint.spec, prompts, expected)
+        exact = compare(open_session(twin, native), checkpoint.spec, prompts, expected, cached)
     check(checkpoint, exact, TOLERANCE[body], "please report this")
     hint = "this model does not bear int8 activations: --accuracy exact"
     if rounds_activations(checkpoint):
         expected = streamed_logits(checkpoint, prompts)
         hint = "this model does not bear int8 activations: quantize weights only, --method gptq"
-    found = compare(open_session(graph_path, native), checkpoint.spec, prompts, expected)
+    found = compare(open_session(graph_path, native), checkpoint.spec, prompts, expected, cached)
     check(checkpoint, found, INT8_TOLERANCE, hint)
     return found | {"exact_max_rel_error": exact["max_rel_error"]}
 
@@ -87,11 +97,13 @@ def compare(
     spec: ModelSpec,
     prompts: list[NDArray[np.int64]],
     expected: list[NDArray[np.float32]],
+    cached: bool,
 ) -> dict[str, Any]:
     max_abs = max_rel = 0.0
     agree = total = 0
     for ids, wanted in zip(prompts, expected, strict=True):
-        for rows, actual in (whole(session, spec, ids), last_block(session, spec, ids)):
+        for run_on in (whole, last_block) if cached else (whole,):
+            rows, actual = run_on(session, spec, ids)
             difference = float(np.abs(actual - wanted[rows]).max())
             max_abs = max(max_abs, difference)
             max_rel = float(np.maximum(max_rel, difference / float(np.abs(wanted).max())))  # keeps a NaN
@@ -175,22 +187,35 @@ def run(
     cache_len: int,
     logit_rows: NDArray[np.int64],
     caches: dict[str, NDArray[Any]],
+    policy: Policy = EXACT_POLICY,
 ) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]]]:
+    """Logits of the rows asked for, and the caches and state afterwards."""
     pattern = spec.conventions.attention
     block = {"full": FULL, "causal": 1, "block_causal": spec.conventions.block_length}[pattern]
     scalars = {"start": start, "cache_len": cache_len, "attn_block": block}
     feeds: dict[str, Any] = {name: np.array([value], np.int64) for name, value in scalars.items()}
-    logits, *written = session.run(
-        None, feeds | caches | {"input_ids": ids[None], "logit_rows": logit_rows.astype(np.int64)}
-    )
-    return logits, dict(zip(caches, written, strict=True))
+    feeds["policy"] = np.array(
+        [astuple(replace(policy, page_size=start + len(ids) + cache_len))] * spec.n_layers
+    )  # one page
+    feeds |= {
+        "drift": np.array([np.inf], np.float32),
+        "input_ids": ids[None],
+        "logit_rows": logit_rows.astype(np.int64),
+    }
+    names = [output.name for output in session.get_outputs()]
+    known = {given.name for given in session.get_inputs()}  # without caches there is no place in one
+    feeds = {name: value for name, value in feeds.items() if name in known}
+    written = dict(zip(names, session.run(names, feeds | caches), strict=True))
+    return written["logits"], {name: written.get(name.replace(".", "_out."), old) for name, old in caches.items()}
 
 
 def empty_caches(session: ort.InferenceSession, capacity: int) -> dict[str, NDArray[Any]]:
-    """Caches full of NaN: a key that should not be seen shows at once."""
-    dtypes = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-    return {
-        i.name: np.full((1, i.shape[1], capacity, i.shape[3]), np.nan, dtypes[i.type])
-        for i in session.get_inputs()
-        if i.name.startswith(("k_cache", "v_cache"))
-    }
+    """Caches full of NaN, so that a key that should not be seen shows at once; one page, state of one row."""
+    sizes = {"capacity": capacity, "groups": capacity}
+    arrays = {}
+    for given in session.get_inputs():
+        if "." in given.name:
+            shape = [size if isinstance(size, int) else sizes.get(size, 1) for size in given.shape]
+            empty = np.nan if given.name.startswith(("k_cache", "v_cache")) and "float" in given.type else 0
+            arrays[given.name] = np.full(shape, empty, DTYPES[given.type])
+    return arrays

@@ -13,7 +13,7 @@ from typing import Protocol
 from dlm_edge.errors import EnvironmentProblem
 
 DOMAIN = "dlm_edge"
-OPERATOR_VERSION = 1
+OPERATOR_VERSION = 2
 FILE_NAME = "libdlm_edge_ops.so"
 
 

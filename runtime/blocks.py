@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,13 +30,26 @@ class Block:
 
 
 class Canvas:
-    """Prompt and masks in one array of ids, rounded up to the grid; only `commit` writes to it."""
+    """Prompt and masks in one array of ids, rounded up to the grid; only `commit` writes to it.
 
-    def __init__(self, prompt_ids: Sequence[int], gen_len: int, end: int, mask_id: int) -> None:
+    `fixed`: tokens that stand among the masks from the start, by their offset from the prompt's end.
+    """
+
+    def __init__(
+        self,
+        prompt_ids: Sequence[int],
+        gen_len: int,
+        end: int,
+        mask_id: int,
+        fixed: Mapping[int, int] = MappingProxyType({}),
+    ) -> None:
         self.prompt_len, self.gen_len, self.mask_id = len(prompt_ids), gen_len, mask_id
         self.ids = np.full(end, mask_id, np.int64)
         self.ids[: self.prompt_len] = prompt_ids
         self.is_masked = np.arange(end) >= self.prompt_len
+        for offset, token in fixed.items():
+            assert 0 <= offset < gen_len, offset
+            self.ids[self.prompt_len + offset], self.is_masked[self.prompt_len + offset] = token, False
         self.confidence = np.zeros(end, np.float32)  # of the commit, or of the latest prediction while masked
 
     def masked(self, start: int, end: int) -> NDArray[np.int64]:

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from dlm_edge.errors import UsageProblem
 from dlm_edge.families.spec import Conventions
+from dlm_edge.kernels.select_pages.reference import Policy
+from dlm_edge.runtime.attention import AttentionPlan, AttentionSettings, Density
 from dlm_edge.runtime.blocks import Block, Canvas
 from dlm_edge.runtime.step_model import FULL_ATTENTION, Logits, StepModel
 
@@ -30,8 +32,8 @@ NO_ROWS = np.empty(0, np.int64)
 
 
 class Cache(Protocol):
-    def prefill(self, end: int) -> None:
-        """Store what is final before the first block, which begins at `end`."""
+    def prefill(self, end: int) -> int:
+        """Store what is final before the first block, which begins at `end`; says how much of it was stored already."""
 
     def start_block(self, block: Block) -> None: ...
 
@@ -43,20 +45,43 @@ class Cache(Protocol):
 
 
 class CountedModel:
-    """A model on one canvas, counting its forward passes."""
+    """A model on one canvas, counting its forward passes and what they read of the prefix."""
 
-    def __init__(self, model: StepModel, canvas: Canvas, conventions: Conventions) -> None:
+    def __init__(
+        self, model: StepModel, canvas: Canvas, conventions: Conventions, attention: AttentionSettings
+    ) -> None:
         self.model, self.canvas = model, canvas
         self.shift = conventions.logit_shift
         lengths = {"full": FULL_ATTENTION, "causal": 1, "block_causal": conventions.block_length}
         self.attn_block = lengths[conventions.attention]
+        self.plan = AttentionPlan(attention, canvas.prompt_len, int(canvas.is_masked.sum()))
+        self.density = Density()
         self.passes = 0
 
     def run(self, start: int, end: int, cache_len: int, positions: Positions) -> Logits:
-        """Window [start, end) of the canvas; logits of the rows that predict `positions`."""
+        """An exact pass over the window [start, end) of the canvas; logits of the rows that predict `positions`."""
+        return self.pass_over(start, end, cache_len, positions, self.plan.of_exact_pass(), storing=False)
+
+    def store(
+        self, start: int, end: int, cache_len: int, positions: Positions, *, stored_end: int | None = None
+    ) -> Logits:
+        """The same, and what it computed of the window, up to `stored_end`, becomes part of the prefix."""
+        logits = self.pass_over(start, end, cache_len, positions, self.plan.of_exact_pass(), storing=True)
+        self.model.store(start, end if stored_end is None else stored_end)
+        return logits
+
+    def step(self, start: int, end: int, cache_len: int, positions: Positions) -> Logits:
+        """A pass that reads the prefix as the attention policy has it."""
+        logits = self.pass_over(start, end, cache_len, positions, self.plan.of_step(end - start), storing=False)
+        self.density.add(self.model.stats, end - start)
+        return logits
+
+    def pass_over(
+        self, start: int, end: int, cache_len: int, positions: Positions, policy: Policy, *, storing: bool
+    ) -> Logits:
         self.passes += 1
-        rows = positions - self.shift - start
-        return self.model.run(self.canvas.ids[start:end], start, cache_len, self.attn_block, rows)
+        ids, rows = self.canvas.ids[start:end], positions - self.shift - start
+        return self.model.run(ids, start, cache_len, self.attn_block, rows, policy, storing=storing)
 
 
 class NoCache:
@@ -65,14 +90,14 @@ class NoCache:
         self.is_full = model.attn_block == FULL_ATTENTION
         self.end = 0
 
-    def prefill(self, end: int) -> None:
-        pass
+    def prefill(self, end: int) -> int:
+        return 0
 
     def start_block(self, block: Block) -> None:
         self.end = len(self.model.canvas.ids) if self.is_full else block.end
 
     def rows(self, positions: Positions) -> Sequence[Logits]:
-        return list(self.model.run(0, self.end, 0, positions))
+        return list(self.model.step(0, self.end, 0, positions))
 
     def finish_block(self) -> None:
         pass
@@ -80,24 +105,30 @@ class NoCache:
 
 class BlockCache:
     def __init__(self, model: CountedModel, block_length: int, prefill_chunk: int) -> None:
-        self.model = model
+        self.model, self.length = model, block_length
         self.chunk = max(prefill_chunk // block_length, 1) * block_length  # whole blocks see each other
         self.block = Block(0, 0, ())
         self.carried: Logits | None = None  # the row that predicts the first position of the next block
 
-    def prefill(self, end: int) -> None:
-        for start in range(0, end, self.chunk):
+    def prefill(self, end: int) -> int:
+        """Store the prompt's whole blocks, but for those that are kept from the request before."""
+        # With a shift the row that predicts the next position is needed, so the last block is computed again.
+        known = self.model.canvas.ids[: end - self.length * (self.model.shift and end > 0)]
+        kept = self.model.model.keep(known, self.length)
+        for start in range(kept, end, self.chunk):
             self._store(start, min(start + self.chunk, end), predict_next=start + self.chunk >= end)
+        return kept
 
     def start_block(self, block: Block) -> None:
         self.block = block
+        self.model.plan.restart()
 
     def rows(self, positions: Positions) -> Sequence[Logits]:
         start, end = self.block.start, self.block.end
         if not self.model.shift or positions[0] > start:
-            return list(self.model.run(start, end, start, positions))
+            return list(self.model.step(start, end, start, positions))
         assert self.carried is not None, "a shifted model was asked for the position after nothing"
-        rest = self.model.run(start, end, start, positions[1:]) if len(positions) > 1 else ()
+        rest = self.model.step(start, end, start, positions[1:]) if len(positions) > 1 else ()
         return [self.carried, *rest]
 
     def finish_block(self) -> None:
@@ -106,7 +137,7 @@ class BlockCache:
     def _store(self, start: int, end: int, *, predict_next: bool) -> None:
         """A pass over clean blocks, which leaves their K/V in the cache."""
         wanted = np.array([end]) if self.model.shift and predict_next else NO_ROWS
-        logits = self.model.run(start, end, start, wanted)
+        logits = self.model.store(start, end, start, wanted)
         self.carried = logits[0].copy() if wanted.size else None
 
 
@@ -119,8 +150,8 @@ class ApproximateCache:
         self.step = 0
         self.first, self.end = 0, 0
 
-    def prefill(self, end: int) -> None:
-        pass
+    def prefill(self, end: int) -> int:
+        return 0
 
     def start_block(self, block: Block) -> None:
         self.step = 0
@@ -129,7 +160,17 @@ class ApproximateCache:
     def rows(self, positions: Positions) -> Sequence[Logits]:
         refresh = self.step == 0 or (self.refresh_every is not None and self.step % self.refresh_every == 0)
         self.step += 1
-        return list(self.model.run(0, self.length, 0, positions) if refresh else self.reuse(positions))
+        return list(self.refresh(positions) if refresh else self.reuse(positions))
+
+    def refresh(self, positions: Positions) -> Logits:
+        logits = self.model.store(0, self.length, 0, positions, stored_end=self.stored_end)
+        self.model.plan.restart()
+        return logits
+
+    @property
+    def stored_end(self) -> int:
+        """How far the steps read what a refresh stored: quantized caches end there, with an exact tail."""
+        raise NotImplementedError
 
     def reuse(self, positions: Positions) -> Logits:
         raise NotImplementedError
@@ -140,12 +181,20 @@ class ApproximateCache:
 
 class PrefixCache(ApproximateCache):
     def reuse(self, positions: Positions) -> Logits:
-        return self.model.run(self.first, self.length, self.first, positions)
+        return self.model.step(self.first, self.length, self.first, positions)
+
+    @property
+    def stored_end(self) -> int:
+        return self.first
 
 
 class DualCache(ApproximateCache):
     def reuse(self, positions: Positions) -> Logits:
-        return self.model.run(self.first, self.end, self.length, positions)
+        return self.model.step(self.first, self.end, self.length, positions)
+
+    @property
+    def stored_end(self) -> int:
+        return self.length
 
 
 def check_cache_fits(kind: str, conventions: Conventions) -> None:
@@ -167,3 +216,11 @@ def open_cache(
     if kind == "none":
         return NoCache(model)
     return {"prefix": PrefixCache, "dual": DualCache}[kind](model, refresh_every)
+
+
+def largest_step_window(kind: str, blocks: Sequence[Block], length: int, shift: int) -> int:
+    """Rows of the widest window that `step` runs on: those whose attention state is kept."""
+    if kind == "none":
+        return 1
+    ends = [length if kind == "prefix" else block.end for block in blocks]
+    return max(end - max(block.start - shift, 0) for block, end in zip(blocks, ends, strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,8 +11,9 @@ import numpy as np
 
 from dlm_edge.errors import InputFileError, UsageProblem
 from dlm_edge.families.spec import Conventions
+from dlm_edge.runtime.attention import EXACT, AttentionSettings
 from dlm_edge.runtime.blocks import Block, Canvas, Span, grid_edges, plan_blocks
-from dlm_edge.runtime.cache import Cache, CountedModel, open_cache
+from dlm_edge.runtime.cache import Cache, CountedModel, largest_step_window, open_cache
 from dlm_edge.runtime.samplers.contract import Commits, Sampler, SelectState
 from dlm_edge.runtime.scores import Sampling, ScoreReducer, Scores
 from dlm_edge.runtime.step_model import StepModel, Terminated
@@ -32,6 +33,8 @@ class DecodeSettings:
     sampling: Sampling = field(default_factory=Sampling)
     stop_ids: tuple[int, ...] = ()
     prefill_chunk: int = 512  # positions per prefill pass
+    attention: AttentionSettings = EXACT
+    fixed: Mapping[int, int] = field(default_factory=dict)  # tokens given in advance: offset after the prompt -> id
 
 
 @dataclass(slots=True)
@@ -41,7 +44,10 @@ class Stats:
     forward_passes: int = 0  # runs of the model: prefill, steps and clean passes
     prefill_seconds: float = 0.0
     prefill_passes: int = 0
-    density: float = 1.0  # of prefix K/V touched
+    reused_tokens: int = 0  # of the prompt, stored before the request began
+    blocks: int = 0  # blocks begun that had something to fill
+    density: float = 1.0  # of prefix K/V read by the steps, page bounds included
+    active_rows: float = 1.0  # share of the steps' rows that attended to the prefix afresh
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +81,15 @@ def denoise(
     """
     check_request(conventions, prompt_ids, sampler)
     blocks, canvas = lay_out(conventions, prompt_ids, settings)
-    model.reset(len(canvas.ids))
+    rows = largest_step_window(settings.cache, blocks, len(canvas.ids), conventions.logit_shift)
+    model.reset(len(canvas.ids), settings.attention, rows)
     loop = _Loop(model, conventions, canvas, settings, sampler, on_step, cancelled, len(blocks))
     try:
         loop.fill(blocks)
     except (_Stop, Terminated):
         loop.stats.stop_reason = "cancelled"
     loop.stats.forward_passes = loop.model.passes
+    loop.stats.density, loop.stats.active_rows = loop.model.density.share, loop.model.density.active_share
     return canvas.final_tokens(settings.stop_ids)[0], loop.stats
 
 
@@ -109,7 +117,7 @@ def lay_out(
         sub_block_length=settings.sub_block_length,
         steps=settings.steps,
     )
-    return blocks, Canvas(prompt_ids, settings.gen_len, end, conventions.mask_id)
+    return blocks, Canvas(prompt_ids, settings.gen_len, end, conventions.mask_id, settings.fixed)
 
 
 class _Loop:
@@ -124,7 +132,7 @@ class _Loop:
         cancelled: Callable[[], bool],
         n_blocks: int,
     ) -> None:
-        self.model = CountedModel(model, canvas, conventions)
+        self.model = CountedModel(model, canvas, conventions, settings.attention)
         self.cache: Cache = open_cache(
             settings.cache,
             self.model,
@@ -142,11 +150,12 @@ class _Loop:
     def fill(self, blocks: Sequence[Block]) -> None:
         self._check_cancelled()
         began = time.perf_counter()
-        self.cache.prefill(blocks[0].start)
+        self.stats.reused_tokens = self.cache.prefill(blocks[0].start)
         self.stats.prefill_seconds = time.perf_counter() - began
         self.stats.prefill_passes = self.model.passes
         for index, block in enumerate(blocks):
             self.cache.start_block(block)
+            self.stats.blocks += bool(len(self.canvas.masked(block.start, block.end)))
             self._fill_block(index, block)
             if self._has_stop_id(block):
                 self.stats.stop_reason = "eos"
@@ -182,6 +191,7 @@ class _Loop:
         self.canvas.commit(commits.positions, commits.ids)
         self.canvas.confidence[scores.positions] = scores.confidence
         self.stats.steps += 1
+        self.model.plan.filled(len(commits.positions))
         self.on_step(Progress(self.stats.steps, index, self.n_blocks, block.end, self.canvas))
 
     def _has_stop_id(self, block: Block) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from dlm_edge.bundle import Bundle, open_bundle
-from dlm_edge.errors import EnvironmentProblem, InputFileError, ResourceError, UsageProblem
+from dlm_edge.errors import EnvironmentProblem, ResourceError, UsageProblem
 from dlm_edge.families.spec import ModelSpec
 from dlm_edge.kernels import OPERATOR_VERSION
 from dlm_edge.runtime.blocks import grid_edges
@@ -19,8 +20,10 @@ from dlm_edge.runtime.denoise import check_request, lay_out
 from dlm_edge.runtime.events import Event, Result
 from dlm_edge.runtime.job import Job
 from dlm_edge.runtime.job_runner import JobRunner
-from dlm_edge.runtime.ort_step_model import CACHE_DTYPES, CAPACITY_STEP, OrtStepModel, cache_bytes_per_position
+from dlm_edge.runtime.layouts import CacheShape, bytes_per_token
+from dlm_edge.runtime.ort_step_model import OrtStepModel
 from dlm_edge.runtime.samplers import SAMPLERS
+from dlm_edge.runtime.sequence_memory import CAPACITY_STEP, NO_IDS
 from dlm_edge.runtime.session import open_session
 from dlm_edge.runtime.settings import GenerateSettings, resolve, with_bundle_defaults
 from dlm_edge.runtime.step_model import StepModel
@@ -44,7 +47,9 @@ class Parts:
     device: str
     native_operators: bool
     weight_bytes: int = 0
+    cache_layout: str = "kv-fp32"
     cache_bytes_per_position: int = 0
+    bundle_hash: str = ""
     memory_budget: int | None = None
 
 
@@ -74,9 +79,6 @@ class Engine:
         """`memory_budget` in bytes or as "6GiB": refused with E-MEM where weights and caches would exceed it."""
         bundle = open_bundle(Path(path))
         manifest, spec = bundle.manifest, bundle.manifest.model
-        if manifest.cache_dtype not in CACHE_DTYPES or "kv" not in manifest.cache_layouts:
-            found = f"cache {', '.join(manifest.cache_layouts)} of {manifest.cache_dtype}"
-            raise InputFileError("E-MANIFEST", f"{path}: {found} is not known here", "export it with this version")
         if manifest.operator_version > OPERATOR_VERSION:
             found = f"operators of version {manifest.operator_version}, this installation has {OPERATOR_VERSION}"
             raise EnvironmentProblem(
@@ -84,21 +86,24 @@ class Engine:
             )
         budget = parse_bytes(memory_budget)
         weights = sum(entry.size for entry in manifest.files if entry.name.startswith("model.onnx"))
-        per_position = cache_bytes_per_position(spec, manifest.cache_dtype)
+        shape = CacheShape.of(spec)
+        per_position = math.ceil(bytes_per_token(manifest.cache_layout, shape, group=manifest.cache_group))
         check_budget(budget, weights, per_position * CAPACITY_STEP)
         codec = TextCodec.read(bundle.tokenizer_path, spec)
         opened = open_session(bundle.graph_path, device=device, threads=threads, target=manifest.target)
         return cls(
             Parts(
                 spec=spec,
-                model=OrtStepModel(opened, spec, manifest.cache_dtype),
+                model=OrtStepModel(opened, spec, manifest.cache_layout, manifest.cache_group),
                 codec=codec,
                 template=read_template(bundle, codec),
                 sampler_defaults=manifest.sampler_defaults,
                 device=opened.device,
                 native_operators=opened.native_operators,
                 weight_bytes=weights,
+                cache_layout=manifest.cache_layout,
                 cache_bytes_per_position=per_position,
+                bundle_hash=bundle.graph_hash,
                 memory_budget=budget,
             )
         )
@@ -154,6 +159,42 @@ class Engine:
             raise UsageProblem("E-TEMPLATE", "this bundle has no chat template for messages", "give a text")
         return self.parts.codec.encode_chat(messages, self.parts.template)
 
+    @property
+    def keeps_prompts(self) -> bool:
+        """Whether a request can reuse what the one before it stored: only where no key depends on later blocks."""
+        return isinstance(self.parts.model, OrtStepModel) and self.parts.spec.conventions.attention != "full"
+
+    def save_prompt_cache(self, path: Path | str) -> int:
+        """Write what the last request stored of prompt and text to a file, after the jobs that wait; its positions.
+
+        Raises E-STATE where nothing is stored, E-IO.
+        """
+        from dlm_edge.runtime.prompt_cache import save_prompt_cache
+
+        model = self._prompt_keeper()
+        return self._worker.call(lambda: save_prompt_cache(Path(path), model, self.parts.bundle_hash))
+
+    def load_prompt_cache(self, path: Path | str) -> int:
+        """Let the next request begin with what `save_prompt_cache` wrote with this bundle; its positions.
+
+        Raises E-CACHE for every other file (nothing is stored then), E-STATE where the model cannot reuse it.
+        """
+        from dlm_edge.runtime.prompt_cache import load_prompt_cache
+
+        model = self._prompt_keeper()
+        return self._worker.call(lambda: load_prompt_cache(Path(path), model, self.parts.bundle_hash))
+
+    def forget_prompt(self) -> None:
+        """Let the next request compute its whole prompt."""
+        self._worker.call(lambda: self.parts.model.keep(NO_IDS, 1))
+
+    def _prompt_keeper(self) -> OrtStepModel:
+        self._worker.check_usable()
+        if not self.keeps_prompts or not isinstance(self.parts.model, OrtStepModel):
+            message = "with full attention every key depends on the whole text, so no prompt can be kept"
+            raise UsageProblem("E-STATE", message, "use a model with block-causal attention")
+        return self.parts.model
+
     def close(self) -> None:
         """Cancel everything and end the worker. Closing again does nothing."""
         if self._worker.is_own_thread():
@@ -181,7 +222,9 @@ class Engine:
         parts = self.parts
         chosen = with_bundle_defaults(GenerateSettings.of(values), parts.sampler_defaults)
         ids = self.encode(prompt, raw=raw)
-        decode = resolve(chosen, parts.spec.conventions, room=parts.spec.max_positions - len(ids))
+        decode = resolve(
+            chosen, parts.spec.conventions, room=parts.spec.max_positions - len(ids), layout=parts.cache_layout
+        )
         sampler = SAMPLERS[chosen.sampler or ""]
         check_context(parts.spec, len(ids), decode.gen_len)
         check_request(parts.spec.conventions, ids, sampler)

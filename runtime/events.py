@@ -22,9 +22,12 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     steps_per_token: float | None  # forward passes per generated token; None without one
     prefill_seconds: float
     prefill_passes: int
+    reused_tokens: int  # of the prompt, whose keys and values an earlier request or a prompt cache had left
     seconds: float
     effective_tokens_per_s: float
-    density: float  # share of the prefix K/V that was read; 1 is dense attention
+    blocks: int
+    density: float  # share of the prefix K/V that steps read, page bounds included; 1 is dense attention
+    active_rows: float  # share of the steps' rows that attended to the prefix afresh
     seed: int
 
 

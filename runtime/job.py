@@ -172,8 +172,11 @@ def empty_result(job: Job) -> Result:
         steps_per_token=None,
         prefill_seconds=0.0,
         prefill_passes=0,
+        reused_tokens=0,
         seconds=0.0,
         effective_tokens_per_s=0.0,
+        blocks=0,
         density=1.0,
+        active_rows=1.0,
         seed=job.settings.sampling.seed,
     )

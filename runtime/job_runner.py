@@ -77,8 +77,11 @@ def make_result(job: Job, text: str, tokens: list[int], stats: Stats, seconds: f
         steps_per_token=stats.forward_passes / len(tokens) if tokens else None,
         prefill_seconds=stats.prefill_seconds,
         prefill_passes=stats.prefill_passes,
+        reused_tokens=stats.reused_tokens,
         seconds=seconds,
         effective_tokens_per_s=len(tokens) / seconds,
+        blocks=stats.blocks,
         density=stats.density,
+        active_rows=stats.active_rows,
         seed=job.settings.sampling.seed,
     )

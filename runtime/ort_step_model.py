@@ -1,76 +1,131 @@
 """The exported step graph as a StepModel: caches stay in place, only ids go in and logits come out.
 
-Each cache is one OrtValue, bound as input and as output, so a step copies nothing and writes only its window.
+Each cache that the graph writes is one OrtValue, bound as input and as output, so a step copies nothing. Runs whose
+window is to be stored have a binding of their own, which also fetches what the caller stores.
 """
 
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dlm_edge.errors import InputFileError, ResourceError
+from dlm_edge.errors import InputFileError
 from dlm_edge.families.spec import ModelSpec
+from dlm_edge.kernels.select_pages.reference import EXACT_POLICY, Policy
+from dlm_edge.runtime.attention import EXACT, AttentionSettings, as_matrix
+from dlm_edge.runtime.pattern_memory import PatternMemory
+from dlm_edge.runtime.sequence_memory import SequenceMemory
 from dlm_edge.runtime.session import OpenSession, run_errors
 from dlm_edge.runtime.step_model import Ids, Logits, Terminated
 
-CAPACITY_STEP = 256  # positions; a longer request grows the caches to the next multiple
-CACHE_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
+SCALARS = ("input_ids", "start", "cache_len", "attn_block", "logit_rows", "policy", "drift")
+WHOLE_SEQUENCE = ("input_ids", "logit_rows", "policy")  # of a graph without a cache
 
-
-def cache_bytes_per_position(spec: ModelSpec, cache_dtype: str) -> int:
-    return 2 * spec.n_layers * spec.kv_width * CACHE_DTYPES[cache_dtype].itemsize
+TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "uint8": "tensor(uint8)", "int8": "tensor(int8)"}
 
 
 class OrtStepModel:
     """One sequence at a time; `terminate` may come from any thread, everything else from one."""
 
-    def __init__(self, opened: OpenSession, spec: ModelSpec, cache_dtype: str) -> None:
+    def __init__(self, opened: OpenSession, spec: ModelSpec, layout: str, group: int) -> None:
         self.session, self.ort, self.device, self.spec = opened.session, opened.ort, opened.device, spec
-        self.cache_dtype = CACHE_DTYPES[cache_dtype]
-        self.bytes_per_position = cache_bytes_per_position(spec, cache_dtype)
-        self.cache_names = [f"{kind}_cache" for kind in "kv"]
-        self.binding = self.session.io_binding()
-        self.capacity = 0
+        self.memory = (PatternMemory if layout == "none" else SequenceMemory)(spec, layout, group)
+        self.scalars = WHOLE_SEQUENCE if layout == "none" else SCALARS
+        self.stored_names = [o.name for o in self.session.get_outputs() if o.name.split(".")[0].endswith("_new")]
+        self.stepping, self.storing = self.session.io_binding(), self.session.io_binding()
+        self.drift = np.array([np.inf], np.float32)
+        self.raw_stats = np.zeros((spec.n_layers, 4), np.float32)
+        self.window = (0, np.empty(0, np.int64))  # start and ids of the last run
+        self.new: dict[str, list[NDArray[Any]]] = {}  # what it gave to be stored
         self.logits = np.empty((0, spec.vocab_size), np.float32)
         self._lock = threading.Lock()
         self._running: Any = None  # RunOptions of the run in progress
         self._terminated = False
         self._check_signature()
 
-    def reset(self, capacity: int) -> None:
+    @property
+    def capacity(self) -> int:
+        return self.memory.capacity
+
+    def reset(self, capacity: int, attention: AttentionSettings = EXACT, max_rows: int = 1) -> None:
         with self._lock:
             self._terminated = False
-        if capacity > self.capacity:
-            self._allocate(-(-capacity // CAPACITY_STEP) * CAPACITY_STEP)
+        self.drift[0] = attention.drift
+        if self.memory.reserve(capacity, attention, max_rows):
+            self._bind()
 
-    def run(self, ids: Ids, start: int, cache_len: int, attn_block: int, logit_rows: Ids) -> Logits:
+    def run(
+        self,
+        ids: Ids,
+        start: int,
+        cache_len: int,
+        attn_block: int,
+        logit_rows: Ids,
+        policy: Policy = EXACT_POLICY,
+        *,
+        storing: bool = False,
+    ) -> Logits:
         assert start + len(ids) <= self.capacity, "window beyond the caches"
+        assert "start" in self.scalars or (start, cache_len) == (0, 0), "without a cache a window is the whole sequence"
+        self.memory.overwrite(start)
+        self.window, self.new = (start, ids.copy()), {}
+        one_list = int(self.memory.form not in ("float", "kv"))
+        policy = replace(policy, page_size=self.memory.page_size, one_list=one_list)
         feeds = {
             "input_ids": ids[None],
             "start": [start],
             "cache_len": [cache_len],
             "attn_block": [attn_block],
             "logit_rows": logit_rows,
+            "policy": as_matrix(policy, self.spec.n_layers, self.memory.attention.dense_layers),
         }
         # The binding may point into these arrays, so they live as long as the run.
-        arrays = {name: np.ascontiguousarray(value, np.int64) for name, value in feeds.items()}
+        arrays = {name: np.ascontiguousarray(feeds[name], np.int64) for name in self.scalars if name in feeds}
+        binding = self.storing if storing else self.stepping
         for name, array in arrays.items():
-            self.binding.bind_cpu_input(name, array)
+            binding.bind_cpu_input(name, array)
         n_rows = len(logit_rows)
         if n_rows > len(self.logits):
             self.logits = np.empty((n_rows, self.spec.vocab_size), np.float32)
         logits = self.logits[:n_rows]
         with run_errors():
             if n_rows:
-                self.binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+                binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
             else:  # a pointer to nothing cannot be bound
-                self.binding.bind_output("logits", "cpu")
-            self.session.run_with_iobinding(self.binding, self._begin())
+                binding.bind_output("logits", "cpu")
+            if storing:
+                for name in self.stored_names:
+                    binding.bind_output(name, "cpu")
+            self.session.run_with_iobinding(binding, self._begin())
+            if storing and self.stored_names:
+                self._fetch(binding)
         with self._lock:
             self._running = None
         return logits
+
+    def _fetch(self, binding: Any) -> None:
+        """Outputs come in the order in which they were bound: these were the last."""
+        values = binding.get_outputs()[-len(self.stored_names) :]
+        for name, value in zip(self.stored_names, values, strict=True):
+            self.new.setdefault(name.split(".")[0], []).append(value.numpy())
+
+    def store(self, start: int, end: int) -> None:
+        assert self.window[0] == start and end - start <= len(self.window[1]), "only the last window can be stored"
+        self.memory.store(start, self.window[1][: end - start], self.new)
+
+    def keep(self, ids: Ids, multiple: int) -> int:
+        return self.memory.keep(ids, multiple)
+
+    @property
+    def stats(self) -> NDArray[np.float32]:
+        heads: NDArray[np.float32] = np.array([self.spec.n_kv_heads] * 3 + [1], np.float32)
+        stats = self.raw_stats / heads
+        stats[:, 3] *= stats[:, 2] * self.memory.bounds_share
+        return stats
 
     def _begin(self) -> Any:
         """Fresh run options that `terminate` can reach, unless it came first."""
@@ -87,36 +142,44 @@ class OrtStepModel:
                 self._running.terminate = True
 
     def discard(self) -> None:
-        self.binding.clear_binding_inputs()
-        self.binding.clear_binding_outputs()
-        self.capacity = 0
+        for binding in (self.stepping, self.storing):
+            binding.clear_binding_inputs()
+            binding.clear_binding_outputs()
+        self.memory.discard()
         with self._lock:
             self._running = None
 
-    def _allocate(self, capacity: int) -> None:
-        """New caches of zeros: what is never written must still be finite for graphs that multiply it by 0."""
-        self.discard()
-        shape = (1, self.spec.n_kv_heads, capacity, self.spec.head_dim)
-        try:
-            for layer in range(self.spec.n_layers):
-                for name in self.cache_names:
-                    value = self.ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, self.cache_dtype), self.device, 0)
-                    self.binding.bind_ortvalue_input(f"{name}.{layer}", value)
-                    self.binding.bind_ortvalue_output(f"{name}_out.{layer}", value)
-        except Exception as error:
-            self.discard()
-            needed = self.bytes_per_position * capacity
-            message = f"the caches for {capacity} positions need {needed >> 20} MiB: {error}"
-            raise ResourceError("E-MEM", message, "shorten the prompt or the output") from error
-        self.capacity = capacity
+    def _bind(self) -> None:
+        """Every array of the memory as an input, and as an output where the graph writes it."""
+        for binding in (self.stepping, self.storing):
+            binding.clear_binding_inputs()
+            binding.clear_binding_outputs()
+            if "drift" in self.scalars:
+                binding.bind_cpu_input("drift", self.drift)
+        for name, array in self.memory.arrays().items():
+            value = self.ort.OrtValue.ortvalue_from_numpy(array, self.device, 0)
+            for binding in (self.stepping, self.storing):
+                binding.bind_ortvalue_input(name, value)
+                if self.memory.is_written(name):
+                    binding.bind_ortvalue_output(name.replace(".", "_out."), value)
+        for layer, stats in enumerate(self.raw_stats):
+            for binding in (self.stepping, self.storing):
+                binding.bind_output(f"stats.{layer}", "cpu", 0, np.float32, stats.shape, stats.ctypes.data)
 
     def _check_signature(self) -> None:
         """Refuse a graph whose inputs are not those of the contract, before the first run."""
-        expected = {"input_ids", "start", "cache_len", "attn_block", "logit_rows"}
-        expected |= {f"{name}.{i}" for name in self.cache_names for i in range(self.spec.n_layers)}
+        expected = {*self.scalars, *self.memory.arrays(), *self.memory.state_shapes(1)}
         found = {meta.name for meta in self.session.get_inputs()}
-        if found != expected:
-            odd = ", ".join(sorted(found ^ expected)[:5])
+        odd = sorted(found ^ expected) or [meta.name for meta in self.session.get_inputs() if self._is_other(meta)]
+        if odd:
             raise InputFileError(
-                "E-MANIFEST", f"the graph's inputs differ from the manifest's: {odd}", "export it again"
+                "E-MANIFEST", f"the graph's inputs differ from the manifest's: {', '.join(odd[:5])}", "export it again"
             )
+
+    def _is_other(self, meta: Any) -> bool:
+        """Whether an array of the memory has another type, or other fixed dimensions, than the graph's input."""
+        array = self.memory.arrays().get(meta.name)
+        if array is None:
+            return False
+        sizes = [size if isinstance(size, int) else given for size, given in zip(meta.shape, array.shape, strict=False)]
+        return meta.type != TYPES[array.dtype.name] or len(meta.shape) != array.ndim or tuple(sizes) != array.shape

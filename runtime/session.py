@@ -55,9 +55,12 @@ def open_session(graph: Path, *, device: str = "auto", threads: int | None = Non
     # Without VNNI the u8 x s8 kernels add pairs in 16 bits, which saturates; this picks kernels that do not.
     options.add_session_config_entry("session.x64quantprecision", "1")
     from dlm_edge import kernels
+    from dlm_edge.kernels.cuda_library import register_cuda
 
-    # The native operator computes in float32; bundles for other targets carry float16 and run on the function body.
-    native = target == "cpu" and chosen == "cpu" and kernels.register(options)
+    # The native operators compute in float32 on the CPU and in float16 on CUDA: a bundle for one target runs on the
+    # function bodies when it is opened on the other.
+    register = {"cpu": kernels.register, "cuda": register_cuda}[chosen]
+    native = target == chosen and register(options)
     providers = [PROVIDERS[chosen]] + ([PROVIDERS["cpu"]] if chosen != "cpu" else [])
     with load_errors(graph):
         session = ort.InferenceSession(

@@ -5,18 +5,23 @@ from __future__ import annotations
 import difflib
 import math
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from dlm_edge.errors import InputFileError, UsageProblem
 from dlm_edge.families.spec import Conventions
+from dlm_edge.runtime.attention import POLICIES, AttentionSettings
 from dlm_edge.runtime.cache import check_cache_fits
 from dlm_edge.runtime.denoise import DecodeSettings
+from dlm_edge.runtime.layouts import layout_kind
 from dlm_edge.runtime.samplers import SAMPLERS
 from dlm_edge.runtime.scores import Sampling
 
+PAGE_SIZES = (8, 16, 32, 64, 128)
 CACHES = ("auto", "block", "none", "prefix", "dual")
+SPARSED_BLOCK = 32  # the paper's for short tasks; 128 for long ones
 MAX_SEED = 2**64 - 1
 DEFAULT_MAX_NEW_TOKENS = 128  # or less, where the context has less room
 # The defaults that published decoders of all supported families agree on: greedy, threshold 0.9, exact cache
@@ -38,6 +43,18 @@ class GenerateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     seed: int | None = None  # None: 0 at temperature 0, otherwise drawn and reported
     cache: str = "auto"
     refresh_every: int | None = None  # steps between full passes of the prefix and dual caches
+    attention: str = "dense"  # how denoising steps read the prefix: a name of runtime/attention.py
+    budget: int | None = None  # prefix tokens that each query reads
+    page_size: int | None = None
+    sink_pages: int | None = None  # always read: at the beginning, and right before the window
+    recent_pages: int | None = None
+    active: float | None = None  # losa: share of a window's rows that attend afresh
+    drift: float | None = None  # losa: relative squared change of a query after which its row attends afresh
+    selector: str | None = None  # losa: pages that held most attention in the "first" step, or by their "bounds"
+    dense_layers: int | None = None  # the first layers, which always read everything
+    changed: int | None = None  # flashblock: newly filled positions after which the prefix is read again
+    keep: float | None = None  # sparsed: share of the blocks of keys that each block of queries reads
+    skip: float | None = None  # sparsed: share of the new tokens, or from 1 on number of steps, before it is chosen
     stop_at_eos: bool = True  # False: always max_new_tokens tokens, stop ids among them
 
     def __post_init__(self) -> None:
@@ -52,6 +69,23 @@ class GenerateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         check_range("seed", self.seed, 0, MAX_SEED)
         check_choice("cache", self.cache, CACHES)
         check_range("refresh_every", self.refresh_every, 1, 1 << 24)
+        check_choice("attention", self.attention, tuple(POLICIES))
+        check_range("budget", self.budget, 1, 1 << 24)
+        check_choice("page_size", self.page_size, PAGE_SIZES)
+        check_range("sink_pages", self.sink_pages, 0, 1 << 16)
+        check_range("recent_pages", self.recent_pages, 0, 1 << 16)
+        check_range("active", self.active, 0.0, 1.0)
+        check_range("drift", self.drift, 0.0, math.inf)
+        check_choice("selector", self.selector, ("first", "bounds"))
+        check_range("dense_layers", self.dense_layers, 0, 1 << 12)
+        check_range("changed", self.changed, 1, 1 << 16)
+        check_range("keep", self.keep, 0.0, 1.0)
+        check_range("skip", self.skip, 0.0, 1 << 24)
+        if self.keep == 0:
+            raise UsageProblem("E-PARAM", "keep is 0, which leaves nothing to read", "choose above 0, up to 1")
+        if self.skip is not None and self.skip > 1 and self.skip != int(self.skip):
+            message = f"skip is {self.skip}, neither a share nor a number of steps"
+            raise UsageProblem("E-PARAM", message, "choose below 1, or a whole number")
         if self.top_p == 0:
             raise UsageProblem("E-PARAM", "top_p is 0, which leaves no token to choose", "choose above 0, up to 1")
         for name in ("top_k", "top_p"):
@@ -76,14 +110,15 @@ def check_range(name: str, value: float | None, low: float, high: float) -> None
         raise UsageProblem("E-PARAM", f"{name} is {found}", f"choose {low} to {high}")
 
 
-def check_choice(name: str, value: str | None, known: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str | int | None, known: Sequence[str | int]) -> None:
     if value is not None and value not in known:
-        raise UsageProblem("E-PARAM", f"{name} {value!r} is not known", nearest(value, known))
+        raise UsageProblem("E-PARAM", f"{name} {value!r} is not known", nearest(str(value), known))
 
 
-def nearest(name: str, known: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+def nearest(name: str, known: Sequence[str | int]) -> str:
+    names = [str(each) for each in known]
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]}?" if close and not name.isdigit() else f"known: {', '.join(names)}"
 
 
 def with_bundle_defaults(settings: GenerateSettings, defaults: dict[str, Any]) -> GenerateSettings:
@@ -112,10 +147,12 @@ def implied_sampler(settings: GenerateSettings) -> str | None:
 DEFAULTS = {name: getattr(GenerateSettings(), name) for name in GenerateSettings.__struct_fields__}
 
 
-def resolve(settings: GenerateSettings, conventions: Conventions, *, room: int) -> DecodeSettings:
-    """Settings of the loop for one family; `room` is how many tokens fit after the prompt.
+def resolve(
+    settings: GenerateSettings, conventions: Conventions, *, room: int, layout: str = "kv-fp32"
+) -> DecodeSettings:
+    """Settings of the loop for one family; `room` is how many tokens fit after the prompt, `layout` that of the caches.
 
-    Raises E-PARAM for a combination that the sampler or the family does not have.
+    Raises E-PARAM for a combination that the sampler, the family or the layout does not have.
     """
     sampler = SAMPLERS[settings.sampler or DEFAULT_SAMPLER]
     for option in {o for s in SAMPLERS.values() for o in s.options} - set(sampler.options):
@@ -124,11 +161,32 @@ def resolve(settings: GenerateSettings, conventions: Conventions, *, room: int) 
             message = f"{option} does not belong to the sampler {sampler.name}"
             raise UsageProblem("E-PARAM", message, f"use the sampler {owner}, or drop it")
     block, sub_block = block_lengths(settings.block_length, conventions)
-    cache = settings.cache if settings.cache != "auto" else "prefix" if conventions.attention == "full" else "block"
+    stores = layout_kind(layout).form != "none"
+    auto = "none" if not stores else "prefix" if conventions.attention == "full" else "block"
+    cache = settings.cache if settings.cache != "auto" else auto
     check_cache_fits(cache, conventions)
+    if cache != "none" and not stores:
+        message = f"the {cache} cache stores keys, and this bundle was exported without room for them"
+        raise UsageProblem("E-PARAM", message, "use the cache none, or export with --cache kv")
     if settings.refresh_every is not None and cache not in ("prefix", "dual"):
         message = f"refresh_every has no meaning for the {cache} cache"
         raise UsageProblem("E-PARAM", message, "use the prefix or dual cache, or drop it")
+    attention = attention_settings(settings, layout)
+    if attention.policy == "sparsed" and stores:
+        full = conventions.attention == "full"
+        hint = "export with --cache none" if full else "use losa, quest, mage or flashblock"
+        raise UsageProblem("E-PARAM", f"attention sparsed needs full attention and the layout none, not {layout}", hint)
+    if cache == "none" and attention.policy not in ("dense", "sparsed"):
+        message = f"attention {attention.policy} chooses among stored keys, and there is no cache"
+        hint = "use another cache than none, or dense attention" if stores else "use sparsed, or dense attention"
+        raise UsageProblem("E-PARAM", message, hint)
+    if attention.needs_masses and not holds_keys(layout):
+        message = (
+            f"attention {attention.policy} measures stored keys, which a cache of the layout {layout} does not hold"
+        )
+        raise UsageProblem(
+            "E-PARAM", message, "use quest, or losa with the selector bounds, or export with a kv layout"
+        )
     seed = settings.seed
     if seed is None:
         seed = 0 if settings.temperature == 0 else secrets.randbits(64)
@@ -144,7 +202,29 @@ def resolve(settings: GenerateSettings, conventions: Conventions, *, room: int) 
             temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p or 1.0, seed=seed
         ),
         stop_ids=conventions.stop_ids if settings.stop_at_eos else (),
+        attention=attention,
     )
+
+
+def holds_keys(layout: str) -> bool:
+    return layout_kind(layout).form in ("float", "kv")
+
+
+def attention_settings(settings: GenerateSettings, layout: str) -> AttentionSettings:
+    """E-PARAM for a setting that the chosen policy does not have. Where keys cannot be measured, losa's own choice of a
+    selector is by bounds."""
+    own, options = POLICIES[settings.attention].options, {o for p in POLICIES.values() for o in p.options}
+    given = {name: value for name in options if (value := getattr(settings, name, None)) is not None}
+    for name in given:
+        if name not in own:
+            owners = ", ".join(n for n, p in POLICIES.items() if name in p.options)
+            message = f"{name} does not belong to attention {settings.attention}"
+            raise UsageProblem("E-PARAM", message, f"use {owners}, or drop it")
+    if settings.attention == "losa" and not holds_keys(layout):
+        given = {"selector": "bounds"} | given
+    if settings.attention == "sparsed":
+        given = {"page_size": SPARSED_BLOCK} | given
+    return AttentionSettings(policy=settings.attention, **given)
 
 
 def block_lengths(asked: int | None, conventions: Conventions) -> tuple[int, int]:

@@ -7,6 +7,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dlm_edge.kernels.select_pages.reference import EXACT_POLICY, Policy
+from dlm_edge.runtime.attention import EXACT, AttentionSettings
+
 Ids = NDArray[np.int64]
 Logits = NDArray[np.float32]
 FULL_ATTENTION = 1 << 40  # an attn_block longer than any sequence: every key is visible
@@ -17,17 +20,42 @@ class Terminated(Exception):
 
 
 class StepModel(Protocol):
-    def reset(self, capacity: int) -> None:
-        """Make room for `capacity` positions of one sequence and forget an earlier `terminate`."""
+    def reset(self, capacity: int, attention: AttentionSettings = EXACT, max_rows: int = 1) -> None:
+        """Make room for `capacity` positions of one sequence, and for the attention state of `max_rows` of a window.
 
-    def run(self, ids: Ids, start: int, cache_len: int, attn_block: int, logit_rows: Ids) -> Logits:
+        Forgets an earlier `terminate`. What `store` kept stays until runs overwrite it.
+        """
+
+    def keep(self, ids: Ids, multiple: int) -> int:
+        """Keep the stored keys and values of the longest beginning of the sequence `ids` that ends at a multiple, forget
+        all others, and return its length."""
+
+    def run(
+        self,
+        ids: Ids,
+        start: int,
+        cache_len: int,
+        attn_block: int,
+        logit_rows: Ids,
+        policy: Policy = EXACT_POLICY,
+        *,
+        storing: bool = False,
+    ) -> Logits:
         """Forward of the window ids [W] at absolute position `start`; writes its K/V there.
 
         Keys are the cache [0, cache_len) without the window's own positions, and the window itself; key j is
         visible to query i iff j < (i // attn_block + 1) * attn_block. Returns logits [R, vocab_size] of the
-        window's rows `logit_rows` [R], un-shifted; the array is valid until the next run.
-        Raises Terminated.
+        window's rows `logit_rows` [R], un-shifted; the array is valid until the next run. `policy` says how the
+        prefix is read, `storing` that `store` follows. Raises Terminated.
         """
+
+    def store(self, start: int, end: int) -> None:
+        """Positions [start, end) at the beginning of the last run's window are final: keep their keys and values."""
+
+    @property
+    def stats(self) -> NDArray[np.float32]:
+        """What the last run read, [n_layers, 4]: rows that attended afresh, pages read and pages there are (means over
+        kv heads), and page bounds read, in pages' worth of bytes. A model without pages has no layers here."""
 
     def terminate(self) -> None:
         """From any thread: end the present run, and let every later one fail until `reset`."""

@@ -14,7 +14,7 @@ sanitize="-fsanitize=address,undefined -fno-sanitize-recover=all -g -fno-omit-fr
 
 mkdir "$work/tree"
 cd "$root"
-cp -r pyproject.toml setup.py dlm_edge quant export runtime kernels tests "$work/tree"
+cp -r pyproject.toml setup.py README.md LICENSE dlm_edge quant export runtime kernels tests "$work/tree"
 rm -f "$work"/tree/kernels/*.so
 cd "$work/tree"
 # -O1 comes after setup.py's -O3: reports then show the lines that they mean.
@@ -27,4 +27,4 @@ for seed in 1 2; do "$work/fuzz_operators" "$calls" $seed; done
 # Leaks: the interpreter itself has some. The link order of a preloaded sanitizer is checked by hand: it is first here.
 runtimes=$($cxx -print-file-name=libasan.so):$($cxx -print-file-name=libubsan.so)
 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 LD_PRELOAD=$runtimes PYTHONPATH=$work/tree \
-  "$python" -m pytest -q -p no:cacheprovider tests/kernels -k "native or prefix_block or library or dequantize_rows or select"
+  "$python" -m pytest -q -p no:cacheprovider tests/kernels -k "native or prefix_block or library or dequantize_rows or select or pattern"

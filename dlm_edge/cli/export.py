@@ -18,9 +18,16 @@ from dlm_edge.cli.output import print_json, progress_line, size
     show_default=True,
     help="fast: packed layers may round activations to int8; exact: never.",
 )
+@click.option(
+    "--cache",
+    metavar="LAYOUT[,group=N]",
+    default="kv",
+    show_default=True,
+    help="How keys and values are stored: kv, kv-fp16, kv-int8, kv-int4, x-int8, x-int4, x-int3, x-int2, x-cl4, x-cl3, x-cl2, or none (full attention, every step computes everything).",
+)
 @click.option("--restart", is_flag=True, help="Replace an existing bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(checkpoint: str, output: str, target: str, accuracy: str, restart: bool, as_json: bool) -> None:
+def command(checkpoint: str, output: str, target: str, accuracy: str, cache: str, restart: bool, as_json: bool) -> None:
     """Export the checkpoint folder CKPT (or `reference`, `reference-full`) to ONNX.
 
     The graph is compared with the source model on real prompts before the bundle counts as finished.
@@ -29,7 +36,9 @@ def command(checkpoint: str, output: str, target: str, accuracy: str, restart: b
 
     from dlm_edge.export import export
 
-    report = export(checkpoint, output, target=target, accuracy=accuracy, restart=restart, progress=progress_line)
+    report = export(
+        checkpoint, output, target=target, accuracy=accuracy, cache=cache, restart=restart, progress=progress_line
+    )
     if as_json:
         print_json(msgspec.to_builtins(report))
         return

@@ -15,7 +15,7 @@ from dlm_edge.cli.output import print_json
 from dlm_edge.errors import InputFileError, Stopped, UsageProblem
 
 if TYPE_CHECKING:
-    from dlm_edge.runtime import Job, Result
+    from dlm_edge.runtime import Engine, Job, Result
 
 CACHES = {"prefix_cache": "prefix", "dual_cache": "dual", "no_cache": "none"}
 
@@ -38,6 +38,19 @@ CACHES = {"prefix_cache": "prefix", "dual_cache": "dual", "no_cache": "none"}
 @click.option("--prefix-cache", is_flag=True, help="Full attention: store K/V before the block. Approximate.")
 @click.option("--dual-cache", is_flag=True, help="Full attention: store K/V around the block. Approximate.")
 @click.option("--no-cache", is_flag=True, help="Compute the whole sequence at every step.")
+@click.option("--attention", metavar="NAME", help="dense, losa, quest, mage, flashblock or sparsed: what steps read.")
+@click.option("--budget", type=int, metavar="N", help="losa, quest, mage: prompt tokens that each query reads.")
+@click.option("--page-size", type=int, metavar="N", help="losa, quest, mage, sparsed: tokens that are chosen together.")
+@click.option("--sink-pages", type=int, metavar="N", help="Pages at the beginning that are always read.")
+@click.option("--recent-pages", type=int, metavar="N", help="Pages before the block that are always read.")
+@click.option("--active", type=float, metavar="SHARE", help="losa: rows of a block that attend afresh in each step.")
+@click.option("--drift", type=float, metavar="X", help="losa: renew a row when its query has moved further.")
+@click.option("--selector", metavar="NAME", help="losa: choose pages by attention of the first step, or by bounds.")
+@click.option("--dense-layers", type=int, metavar="N", help="The first N layers always read everything.")
+@click.option("--changed", type=int, metavar="N", help="flashblock: read the prompt again after N new tokens.")
+@click.option("--keep", type=float, metavar="SHARE", help="sparsed: blocks of the text that each block reads.")
+@click.option("--skip", type=float, metavar="X", help="sparsed: share of new tokens, or steps, before it begins.")
+@click.option("--prompt-cache", metavar="FILE", help="Begin with what FILE keeps of a prompt; write FILE at the end.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--threads", type=int, metavar="N", help="Default: one per core.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -51,20 +64,49 @@ def command(bundle: str, as_json: bool, json_lines: bool, **options: Any) -> Non
     if as_json and json_lines:
         raise UsageProblem("E-USAGE", "--json and --json-lines exclude each other", "give one of them")
     prompt = read_prompt(options.pop("prompt"), options.pop("prompt_file"), options.pop("ids"), options["raw"])
-    device, threads = options.pop("device"), options.pop("threads")
+    device, threads, kept = options.pop("device"), options.pop("threads"), options.pop("prompt_cache")
+    if kept is not None and options["no_cache"]:
+        raise UsageProblem("E-USAGE", "--prompt-cache and --no-cache exclude each other", "give one of them")
     settings = {name: value for name, value in with_cache(options).items() if value is not None}
 
     from dlm_edge.artifacts import resolve_bundle
     from dlm_edge.runtime import Engine
 
     with Engine.open(resolve_bundle(bundle), device, threads=threads) as engine:
+        if kept is not None:
+            load_kept(engine, Path(kept))
         job = engine.submit(prompt, **settings)
         with stop_on_interrupt(job):
             result = show(job, as_json=as_json, json_lines=json_lines)
+        if kept is not None:
+            save_kept(engine, Path(kept), result)
     if result.stop_reason == "cancelled":
         if as_json:  # its one object is printed, an error would be a second one
             click.get_current_context().exit(Stopped.exit_code)
         raise Stopped("E-STOPPED", "stopped", "the text above is what was finished")
+
+
+def load_kept(engine: Engine, path: Path) -> None:
+    if not engine.keeps_prompts:
+        message = "--prompt-cache needs block-causal attention; here every key depends on the whole text"
+        raise UsageProblem("E-USAGE", message, "drop it")
+    if not path.parent.is_dir():  # before minutes of work, not after them
+        raise UsageProblem(
+            "E-USAGE", f"the folder {path.parent} for the prompt cache does not exist", "create it first"
+        )
+    if path.exists():
+        print(f"prompt cache: {engine.load_prompt_cache(path)} tokens from {path}", file=sys.stderr)
+
+
+def save_kept(engine: Engine, path: Path, result: Result) -> None:
+    try:
+        n_kept = engine.save_prompt_cache(path)
+    except UsageProblem as error:
+        if error.code != "E-STATE":
+            raise
+        print(f"prompt cache: nothing written, no whole block was stored ({error.code})", file=sys.stderr)
+        return
+    print(f"prompt cache: {result.reused_tokens} tokens reused, {n_kept} written to {path}", file=sys.stderr)
 
 
 def show(job: Job, *, as_json: bool, json_lines: bool) -> Result:

@@ -27,6 +27,7 @@ VERBS = {  # verb: module that holds a click command named `command`
     "eval": "dlm_edge.cli.eval",
     "bench": "dlm_edge.cli.bench",
     "inspect": "dlm_edge.cli.inspect",
+    "estimate": "dlm_edge.cli.estimate",
     "doctor": "dlm_edge.cli.doctor",
     "demo": "dlm_edge.cli.demo",
 }

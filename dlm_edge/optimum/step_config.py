@@ -13,10 +13,20 @@ from dlm_edge.optimum.dimensions import StepDimensions
 from dlm_edge.optimum.dummy_inputs import StepInputGenerator
 
 Axes = dict[str, dict[int, str]]
+# Of one layer, in the order of the graph.
+CACHES: Axes = {"k_cache": {2: "capacity"}, "v_cache": {2: "capacity"}}
+PAGE_BOUNDS: Axes = {"page_low": {2: "slots"}, "page_high": {2: "slots"}, "page_scale": {2: "slots"}}
+STATE: Axes = {
+    "q_last": {2: "state_rows"},
+    "q_stored": {2: "state_rows"},
+    "prefix_out": {2: "state_rows"},
+    "prefix_lse": {2: "state_rows"},
+    "masses": {2: "slots"},
+}
 
 
 class StepConfig(ExporterConfig):
-    """Inputs and outputs of the step graph, in its order; `dlm_edge.export.graph` defines them.
+    """Inputs and outputs of the step graph with plain caches, in its order; `dlm_edge.export.graph` defines them.
 
     config       a transformers config, or any object with the keys of the family's config.json as attributes
     float_dtype  of the caches: fp32 for bundles of the cpu target, fp16 for those of cuda
@@ -44,15 +54,18 @@ class StepConfig(ExporterConfig):
 
     @property
     def inputs(self) -> Axes:
-        scalars: Axes = {"start": {}, "cache_len": {}, "attn_block": {}}
-        return {"input_ids": {1: "window"}, **scalars, "logit_rows": {0: "rows"}, **self.caches("cache")}
+        axes: Axes = {"input_ids": {1: "window"}, "start": {}, "cache_len": {}, "attn_block": {}}
+        axes |= {"logit_rows": {0: "rows"}, "policy": {}, "drift": {}}
+        for i in range(self.dimensions.num_layers):
+            axes |= {f"{name}.{i}": of for name, of in (CACHES | PAGE_BOUNDS | STATE).items()}
+        return axes
 
     @property
     def outputs(self) -> Axes:
-        return {"logits": {0: "rows"}, **self.caches("cache_out")}
-
-    def caches(self, name: str) -> Axes:
-        return {f"{kind}_{name}.{i}": {2: "capacity"} for i in range(self.dimensions.num_layers) for kind in "kv"}
+        axes: Axes = {"logits": {0: "rows"}}
+        for i in range(self.dimensions.num_layers):
+            axes |= {f"{name}_out.{i}": of for name, of in (STATE | CACHES).items()} | {f"stats.{i}": {}}
+        return axes
 
     @property
     def values_override(self) -> None:

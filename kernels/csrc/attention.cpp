@@ -2,10 +2,10 @@
 #include "attention.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <cstring>
 #include <limits>
+
+#include "simd.h"
 
 namespace dlm_edge {
 namespace {
@@ -17,48 +17,9 @@ constexpr int64_t kMaxTilesPerTask = 4;
 // Below this many keys a split costs more than it gives.
 constexpr int64_t kMinKeysPerSplit = 256;
 
-const TileKernel* BestKernel() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl"))
-    return &kAvx512Tiles;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &kAvx2Tiles;
-#endif
-  return &kPortableTiles;
-}
-
-std::atomic<const TileKernel*>& ChosenKernel() {
-  static std::atomic<const TileKernel*> chosen{BestKernel()};
-  return chosen;
-}
-
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
-
-const char* SimdName() { return ChosenKernel().load()->name; }
-
-bool SetSimd(const char* name) {
-  const TileKernel* const best = BestKernel();
-  if (name == nullptr) {
-    ChosenKernel() = best;
-    return true;
-  }
-#if defined(__x86_64__)
-  const TileKernel* const known[] = {&kPortableTiles, &kAvx2Tiles, &kAvx512Tiles};
-#else
-  const TileKernel* const known[] = {&kPortableTiles};
-#endif
-  for (const TileKernel* kernel : known) {
-    // A processor supports every width up to its best one.
-    if (kernel->lanes <= best->lanes && std::strcmp(kernel->name, name) == 0) {
-      ChosenKernel() = kernel;
-      return true;
-    }
-  }
-  return false;
-}
 
 int64_t VisibleEnd(int64_t position, int64_t attn_block) {
   constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
@@ -68,16 +29,15 @@ int64_t VisibleEnd(int64_t position, int64_t attn_block) {
 
 void AttentionPlan::Build(const AttentionArguments& arguments) {
   arguments_ = arguments;
-  kernel_ = ChosenKernel().load();
+  kernel_ = ChosenKernel();
   tasks_.clear();
+  ranges_.clear();
   merges_.clear();
 
   const int64_t rows = arguments.n_heads / arguments.n_kv_heads * arguments.q_len;
   const int64_t n_vectors = CeilDiv(rows, kernel_->lanes);
   const int64_t n_tiles = CeilDiv(n_vectors, kernel_->max_row_vectors);
-  const int64_t all_tiles = n_tiles * arguments.n_kv_heads;
-  const int64_t tiles_per_task = std::clamp(all_tiles / kWantedTasks, int64_t{1}, kMaxTilesPerTask);
-  const int64_t n_chunks = CeilDiv(n_tiles, tiles_per_task);
+  const int64_t n_chunks = CeilDiv(n_tiles, kMaxTilesPerTask);
   const int64_t splits = CeilDiv(kWantedTasks, n_chunks * arguments.n_kv_heads);
   // Later rows see more keys: the long tasks go first, so that no thread starts one at the end.
   for (int64_t chunk = n_chunks; chunk-- > 0;) {
@@ -86,10 +46,15 @@ void AttentionPlan::Build(const AttentionArguments& arguments) {
     for (int64_t head = 0; head < arguments.n_kv_heads; ++head) AddRows(head, row_begin, row_end, splits);
   }
 
+  const KeyRange* range = ranges_.data();
+  for (RowTask& task : tasks_) {
+    task.ranges = range;
+    range += task.n_ranges;
+  }
   size_t floats = 0;
   for (const Merge& merge : merges_) {
-    const RowTask& first = tasks_[merge.first_task];
-    floats += merge.n_parts * (first.row_end - first.row_begin) * (first.head_dim + 2);
+    const QueryRows& rows = tasks_[merge.first_task].rows;
+    floats += merge.n_parts * (rows.row_end - rows.row_begin) * (rows.head_dim + 2);
   }
   if (partials_.size() < floats) partials_.resize(floats);
   float* next = partials_.data();
@@ -97,7 +62,7 @@ void AttentionPlan::Build(const AttentionArguments& arguments) {
     for (size_t part = 0; part < merge.n_parts; ++part) {
       RowTask& task = tasks_[merge.first_task + part];
       task.partial = next;
-      next += (task.row_end - task.row_begin) * (task.head_dim + 2);
+      next += (task.rows.row_end - task.rows.row_begin) * (task.rows.head_dim + 2);
     }
   }
 }
@@ -109,7 +74,7 @@ void AttentionPlan::AddRows(int64_t kv_head, int64_t row_begin, int64_t row_end,
   const int64_t window_end = a.start + a.q_len;
   const int64_t cache_head = kv_head * a.capacity;
 
-  KeyRange ranges[kMaxKeyRanges];
+  KeyRange ranges[3];  // cache before the window, the window, cache behind it
   int n_ranges = 0;
   int64_t n_keys = 0;
   auto add_range = [&](const float* k, const float* v, int64_t first_row, int64_t begin, int64_t end) {
@@ -123,12 +88,8 @@ void AttentionPlan::AddRows(int64_t kv_head, int64_t row_begin, int64_t row_end,
   add_range(a.k_cache, a.v_cache, cache_head + window_end, window_end, a.cache_len);
 
   RowTask task{};
-  task.q = a.q + kv_head * group * a.q_len * a.head_dim;
-  task.group = group;
-  task.q_len = a.q_len;
-  task.head_dim = a.head_dim;
-  task.row_begin = row_begin;
-  task.row_end = row_end;
+  const float* q = a.q + kv_head * group * a.q_len * a.head_dim;
+  task.rows = {q, nullptr, group, a.q_len, a.head_dim, row_begin, row_end};
   task.start = a.start;
   task.attn_block = a.attn_block;
   task.scale_log2 = a.scale * 1.44269504088896341f;
@@ -148,19 +109,22 @@ void AttentionPlan::AddRows(int64_t kv_head, int64_t row_begin, int64_t row_end,
       take -= count;
       if (count == 0) continue;
       const int64_t offset = from * a.head_dim;
-      task.ranges[task.n_ranges++] = {ranges[i].k + offset, ranges[i].v + offset, ranges[i].position + from, count};
+      ranges_.push_back({ranges[i].k + offset, ranges[i].v + offset, ranges[i].position + from, count});
+      ++task.n_ranges;
     }
     tasks_.push_back(task);
   }
 }
 
-void AttentionPlan::RunTask(size_t index) const { kernel_->run(tasks_[index]); }
+void AttentionPlan::Run(int phase, size_t index) const {
+  if (phase == kAttend) kernel_->attend(tasks_[index]);
+  if (phase == kMerge) RunMerge(merges_[index]);
+}
 
-void AttentionPlan::RunMerge(size_t index) const {
-  const Merge& merge = merges_[index];
+void AttentionPlan::RunMerge(const Merge& merge) const {
   const RowTask* parts = &tasks_[merge.first_task];
   const RowTask& task = parts[0];
-  const int64_t rows = task.row_end - task.row_begin, dim = task.head_dim;
+  const int64_t rows = task.rows.row_end - task.rows.row_begin, dim = task.rows.head_dim;
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t at_max = rows * dim + row, at_sum = at_max + rows;
     float row_max = parts[0].partial[at_max];
@@ -168,7 +132,8 @@ void AttentionPlan::RunMerge(size_t index) const {
     float row_sum = 0;
     for (size_t p = 0; p < merge.n_parts; ++p)
       row_sum += std::exp2(parts[p].partial[at_max] - row_max) * parts[p].partial[at_sum];
-    const int64_t i = (task.row_begin + row) / task.group, g = (task.row_begin + row) % task.group;
+    const int64_t group = task.rows.group, i = (task.rows.row_begin + row) / group,
+                  g = (task.rows.row_begin + row) % group;
     float* out = task.out + i * task.out_stride + g * dim;
     for (size_t p = 0; p < merge.n_parts; ++p) {
       const float weight = std::exp2(parts[p].partial[at_max] - row_max) / row_sum;

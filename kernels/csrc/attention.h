@@ -29,28 +29,26 @@ struct AttentionArguments {
   float* out;
 };
 
-// "avx512", "avx2", "portable"; null chooses the best again. False: unknown, or not supported by this processor.
-bool SetSimd(const char* name);
-const char* SimdName();
-
 class AttentionPlan {
  public:
+  enum { kAttend, kMerge, kPhases };  // merges after all tasks
+
   // Keeps a copy of the arguments; reuses the memory of earlier plans of the object.
   void Build(const AttentionArguments& arguments);
-  size_t n_tasks() const { return tasks_.size(); }
-  size_t n_merges() const { return merges_.size(); }
-  void RunTask(size_t index) const;
-  void RunMerge(size_t index) const;  // after all tasks
+  size_t n_tasks(int phase) const { return phase == kAttend ? tasks_.size() : merges_.size(); }
+  void Run(int phase, size_t index) const;
 
  private:
   struct Merge {
     size_t first_task, n_parts;
   };
+  void RunMerge(const Merge& merge) const;
   void AddRows(int64_t kv_head, int64_t row_begin, int64_t row_end, int64_t wanted_splits);
 
   AttentionArguments arguments_{};
   const TileKernel* kernel_ = nullptr;
   std::vector<RowTask> tasks_;
+  std::vector<KeyRange> ranges_;  // of all tasks, in order
   std::vector<Merge> merges_;
   std::vector<float> partials_;
 };

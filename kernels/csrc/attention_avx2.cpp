@@ -4,5 +4,9 @@
 #define DLM_EDGE_MAX_ROW_VECTORS 2
 #define DLM_EDGE_BLOCK 4
 #include "attention_tiles.h"
+#include "choice_tiles.h"
+#include "code_rows.h"
+#include "mass_tiles.h"
+#include "pool_tiles.h"
 
-const dlm_edge::TileKernel dlm_edge::kAvx2Tiles = {"avx2", kLanes, kMaxRowVectors, Run};
+const dlm_edge::TileKernel dlm_edge::kAvx2Tiles = {"avx2", kLanes, kMaxRowVectors, Attend, Measure, Choose, Dequantize, Pool};

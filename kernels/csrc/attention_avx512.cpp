@@ -3,5 +3,10 @@
 #define DLM_EDGE_MAX_ROW_VECTORS 3
 #define DLM_EDGE_BLOCK 8
 #include "attention_tiles.h"
+#include "choice_tiles.h"
+#include "code_rows.h"
+#include "mass_tiles.h"
+#include "pool_tiles.h"
 
-const dlm_edge::TileKernel dlm_edge::kAvx512Tiles = {"avx512", kLanes, kMaxRowVectors, Run};
+const dlm_edge::TileKernel dlm_edge::kAvx512Tiles = {"avx512", kLanes, kMaxRowVectors, Attend,
+                                                     Measure,  Choose, Dequantize, Pool};

@@ -3,5 +3,10 @@
 #define DLM_EDGE_MAX_ROW_VECTORS 2
 #define DLM_EDGE_BLOCK 4
 #include "attention_tiles.h"
+#include "choice_tiles.h"
+#include "code_rows.h"
+#include "mass_tiles.h"
+#include "pool_tiles.h"
 
-const dlm_edge::TileKernel dlm_edge::kPortableTiles = {"portable", kLanes, kMaxRowVectors, Run};
+const dlm_edge::TileKernel dlm_edge::kPortableTiles = {"portable", kLanes, kMaxRowVectors, Attend,
+                                                       Measure,    Choose, Dequantize, Pool};

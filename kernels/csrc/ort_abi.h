@@ -31,7 +31,8 @@ struct ApiBase {
 };
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
-enum ElementType : int { kFloat = 1, kInt64 = 7 };
+// kAnyType as the type of an input: the runtime checks nothing, and all such inputs of a node have the same type.
+enum ElementType : int { kAnyType = 0, kFloat = 1, kUint8 = 2, kInt8 = 3, kInt64 = 7, kFloat16 = 10 };
 enum Characteristic : int { kRequired = 0, kOptional = 1 };
 
 template <int kSlot, class Function>
@@ -53,11 +54,15 @@ using GetDimensionsCount = Slot<61, Status* (*)(const TensorInfo*, size_t*)>;
 using GetDimensions = Slot<62, Status* (*)(const TensorInfo*, int64_t*, size_t rank)>;
 using GetTensorTypeAndShape = Slot<65, Status* (*)(const Value*, TensorInfo**)>;
 using KernelInfoGetAttribute_float = Slot<85, Status* (*)(const KernelInfo*, const char*, float*)>;
+using KernelInfoGetAttribute_int64 = Slot<86, Status* (*)(const KernelInfo*, const char*, int64_t*)>;
+// size: in, of the buffer, out, of the string with its final 0.
+using KernelInfoGetAttribute_string = Slot<87, Status* (*)(const KernelInfo*, const char*, char*, size_t* size)>;
 using KernelContext_GetInputCount = Slot<88, Status* (*)(const KernelContext*, size_t*)>;
 using KernelContext_GetInput = Slot<90, Status* (*)(const KernelContext*, size_t, const Value**)>;
 using KernelContext_GetOutput = Slot<91, Status* (*)(KernelContext*, size_t, const int64_t*, size_t rank, Value**)>;
 using ReleaseStatus = Slot<93, void (*)(Status*)>;
 using ReleaseTensorTypeAndShapeInfo = Slot<99, void (*)(TensorInfo*)>;
+using KernelContext_GetGPUComputeStream = Slot<193, Status* (*)(const KernelContext*, void** stream)>;
 // num_batch 0 lets the runtime spread the tasks over its intra-op threads.
 using KernelContext_ParallelFor = Slot<274, Status* (*)(const KernelContext*, void (*)(void*, size_t), size_t total,
                                                         size_t num_batch, void* user)>;

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Bits = NDArray[np.uint8]
 
-DENSE, SELECT, REUSE_ROWS, REUSE_PAGES, DENSE_KEEP = range(5)  # the modes
+DENSE, SELECT, REUSE_ROWS, REUSE_PAGES, DENSE_KEEP, SELECT_ROWS = range(6)  # the modes
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,9 @@ class Policy:
                   SELECT       the rows that moved most, and the union of the pages that they choose
                   REUSE_ROWS   no row is active
                   REUSE_PAGES  every row is active, on the pages that held most attention when it was last measured
+                  SELECT_ROWS  the rows that moved most, on the pages of REUSE_PAGES
                   DENSE_KEEP   as DENSE, and PrefixBlockAttention measures (MAGE, arXiv 2602.14209)
-    n_pages       pages that each query chooses (in REUSE_PAGES: each kv head), the forced ones included
+    n_pages       pages that each query chooses (without bounds: each kv head), the forced ones included
     n_active      rows that attend afresh; at least the window's length makes SELECT Quest
     sink, recent  pages at the beginning, and right before the window, that are always selected
     per_head      1: active rows are chosen for each kv head, 0: for the layer
@@ -46,6 +47,9 @@ class Policy:
     since_stored: int = 0
     one_list: int = 0
     page_size: int = 16
+
+
+EXACT_POLICY = Policy()
 
 
 class Selection(NamedTuple):
@@ -80,7 +84,7 @@ def select_pages(
     page_scale  [1, n_kv_heads, n_slots]
     q_last      [1, n_heads, n_rows, head_dim]       queries of the last step; n_rows may exceed q_len or not reach it
     q_stored    like q_last                          queries whose prefix results are stored
-    masses      [1, n_kv_heads, n_slots]             largest attention mass of each page, for REUSE_PAGES
+    masses      [1, n_kv_heads, n_slots]             largest attention mass of each page
     drift       an inactive row becomes active when |q - q_stored|^2 > drift |q_stored|^2; infinity: never
 
     Only slots below ceil(cache_len / policy.page_size) hold keys. Rows from n_rows on have no state: always active.
@@ -93,12 +97,14 @@ def select_pages(
     active = np.ones((n_kv_heads, q_len), bool)
     pages = np.broadcast_to(valid, (n_kv_heads, n_slots)).copy()
 
-    if policy.mode == SELECT:
+    if policy.mode in (SELECT, SELECT_ROWS):
         active[:, :n_rows] = active_rows(q[0, :, :n_rows], q_last[0], q_stored[0], n_kv_heads, policy, drift)
+    if policy.mode == SELECT:
         scores = page_bounds(q[0], low[0], high[0], page_scale[0])
         pages = chosen_pages(scores, active, valid, start, policy)
-    elif policy.mode == REUSE_PAGES:
-        pages = chosen_pages(masses[0][:, None], active[:, :1], valid, start, policy)
+    elif policy.mode in (REUSE_PAGES, SELECT_ROWS):
+        some: NDArray[np.bool_] = np.any(active, -1)[:, None]
+        pages = chosen_pages(masses[0][:, None], some, valid, start, policy)
     elif policy.mode == REUSE_ROWS:
         active[:, :n_rows] = False
         pages &= active.any(-1, keepdims=True)
@@ -118,7 +124,8 @@ def active_rows(
     n_rows = q.shape[1]
 
     def squared(x: Floats) -> Floats:
-        per_head: Floats = np.square(x.astype(np.float32)).sum(-1).reshape(n_kv_heads, -1, n_rows).sum(1)
+        by_head = np.square(x.astype(np.float32)).sum(-1).reshape(n_kv_heads, len(x) // n_kv_heads, n_rows)
+        per_head: Floats = by_head.sum(1)
         return per_head if policy.per_head else np.broadcast_to(per_head.sum(0), per_head.shape)
 
     away = squared(q - q_stored[:, :n_rows])
@@ -132,7 +139,8 @@ def active_rows(
 def page_bounds(q: Floats, low: NDArray[np.int8], high: NDArray[np.int8], page_scale: Floats) -> Floats:
     """Upper bounds [n_heads, q_len, n_slots] of q . k over the keys of each page, unscaled by 1 / sqrt(head_dim)."""
     n_rep = q.shape[0] // low.shape[0]
-    above, below = np.maximum(q, 0), np.minimum(q, 0)
+    above: Floats = np.maximum(q, 0)
+    below: Floats = np.minimum(q, 0)
     low32, high32 = (x.astype(np.float32).repeat(n_rep, 0).swapaxes(1, 2) for x in (low, high))
     bounds: Floats = (above @ high32 + below @ low32) * page_scale.repeat(n_rep, 0)[:, None]
     return bounds

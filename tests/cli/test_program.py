@@ -98,6 +98,15 @@ def test_doctor_is_content_here(capsys):
     assert found["ok"] and found["onnxruntime"]["version"]
 
 
+def test_the_cache_chosen_at_export_is_what_inspect_names(tmp_path, capsys):
+    source, out = str(make_checkpoint(tmp_path / "source", "llada")), str(tmp_path / "out")
+    assert main(["export", source, "-o", out, "--cache", "x-int4,group=32"]) == 0
+    assert main(["inspect", out]) == 0
+    assert "cache         x-int4, 120 B per token" in capsys.readouterr().out
+    assert main(["export", source, "-o", out, "--restart", "--cache", "x-int5"]) == 2
+    assert "E-PARAM" in capsys.readouterr().err
+
+
 def test_bench_reports_steps_beside_speed(bundle, capsys):
     arguments = ["bench", str(bundle), "--prompt-tokens", "9", "--new-tokens", "8", "--repeats", "1", "--json"]
     assert main([*arguments, "--sampler", "static"]) == 0

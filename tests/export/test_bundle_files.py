@@ -14,6 +14,8 @@ from dlm_edge.checkpoint import open_checkpoint
 from dlm_edge.errors import InputFileError, ResourceError, UsageProblem
 from dlm_edge.export import export
 from dlm_edge.export.external_data import ALIGNMENT
+from dlm_edge.inspection import inspect_artefact
+from dlm_edge.runtime.layouts import LAYOUTS, default_group
 from tests.packed_folder import pack_folder, pack_linears, random_codebook, random_tensor
 from tests.tiny import make_checkpoint
 
@@ -34,7 +36,12 @@ ALLOWED = {  # everything a step graph may contain; none of it runs code from th
     *("Shape", "Sigmoid", "Sin", "Slice", "Squeeze", "TensorScatter", "Transpose", "Unsqueeze"),
     *("Abs", "Div", "MatMulInteger", "Max", "ReduceMax", "Round"),
     *("com.microsoft::MatMulNBits", "com.microsoft::GatherBlockQuantized", "com.microsoft::MatMulBnb4"),
-    "dlm_edge::PrefixBlockAttention",
+    *("dlm_edge::PrefixBlockAttention", "dlm_edge::SelectPages"),
+}
+# What rows of a compressed cache are found and given back with.
+OF_CACHES = {
+    *("And", "Concat", "Div", "Expand", "GreaterOrEqual", "Identity", "Less", "NonZero", "Or", "Sub", "Slice"),
+    "dlm_edge::DequantizeRows",
 }
 
 
@@ -89,6 +96,31 @@ def test_only_known_operators(made, tmp_path):
     packed = operators(tmp_path / "packed") | operators(tmp_path / "rounded")
     assert packed <= ALLOWED
     assert ALLOWED - packed == {"Slice"}  # of a padded head in float
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in ("kv-fp32", "none")])
+def test_only_known_operators_over_every_cache(tmp_path, layout):
+    export(make_checkpoint(tmp_path / "source", "sdar"), tmp_path / "bundle", cache=layout)
+    assert operators(tmp_path / "bundle") <= ALLOWED | OF_CACHES
+    manifest = open_bundle(tmp_path / "bundle").manifest
+    narrow = layout.replace("x-int", "x-latent-int")  # keys and values of this model are narrower than X
+    assert (manifest.cache_layout, manifest.cache_group) == (narrow, default_group(narrow))
+
+
+def test_only_known_operators_without_a_cache(tmp_path):
+    export(make_checkpoint(tmp_path / "source", "dream"), tmp_path / "bundle", cache="none")
+    of_caches = {"dlm_edge::PrefixBlockAttention", "dlm_edge::SelectPages", "TensorScatter"}
+    assert operators(tmp_path / "bundle") <= (ALLOWED - of_caches) | {"dlm_edge::PatternAttention"}
+    assert open_bundle(tmp_path / "bundle").manifest.cache_layout == "none"
+    assert inspect_artefact(tmp_path / "bundle").cache_bytes_per_token == 0
+
+
+def test_group_of_a_cache_is_in_the_manifest(tmp_path):
+    export(make_checkpoint(tmp_path / "source", "llada"), tmp_path / "bundle", cache="x-int4,group=32")
+    manifest = open_bundle(tmp_path / "bundle").manifest
+    assert (manifest.cache_layout, manifest.cache_group) == ("x-int4", 32)
+    bytes_per_token = inspect_artefact(tmp_path / "bundle").cache_bytes_per_token
+    assert bytes_per_token == 3 * (64 / 2 + 2 * 2 * 64 / 32)  # layers * (codes, and scale and low of each group)
 
 
 def pack_folder_int8(folder):
@@ -151,6 +183,8 @@ DAMAGE = {
     "no manifest": lambda f: (f / "manifest.json").unlink(),
     "not json": lambda f: (f / "manifest.json").write_text("{"),
     "unknown key": damage_json("surprise", 1),
+    "unknown cache": damage_json("cache_layout", "kv-int5"),
+    "odd group": damage_json("cache_group", 7),
     "newer schema": damage_json("schema", 99),
     "no graph listed": damage_json("files", []),
     "file missing": lambda f: (f / "model.onnx").unlink(),

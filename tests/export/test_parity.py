@@ -58,8 +58,8 @@ def test_a_wrong_graph_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
     other = make_checkpoint(tmp_path / "other", "sdar", seed=1)
     right = pipeline.write_graph
 
-    def write_other(_, path, precision):
-        return right(open_checkpoint(other), path, precision)
+    def write_other(_, path, precision, layout):
+        return right(open_checkpoint(other), path, precision, layout)
 
     monkeypatch.setattr(pipeline, "write_graph", write_other)
     with pytest.raises(JobError) as caught:

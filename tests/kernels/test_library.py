@@ -46,8 +46,8 @@ def test_a_library_that_cannot_be_loaded_is_an_error(monkeypatch, tmp_path):
 
 @needs_library
 def test_a_library_of_another_version_is_an_error(monkeypatch):
-    monkeypatch.setattr(library, "OPERATOR_VERSION", 2)
-    with pytest.raises(EnvironmentProblem, match="operator version 1, this package needs 2"):
+    monkeypatch.setattr(library, "OPERATOR_VERSION", 3)
+    with pytest.raises(EnvironmentProblem, match="operator version 2, this package needs 3"):
         kernels.register(ort.SessionOptions())
 
 

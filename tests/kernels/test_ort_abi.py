@@ -56,7 +56,7 @@ def slot_assert(name: str, slot: str) -> str:
 
 def test_every_slot_is_where_the_official_header_has_it(official_headers, tmp_path):
     asserts = [slot_assert(name, f"dlm_edge::ort::{name}::number") for name, _ in slots()]
-    assert len(asserts) == 16
+    assert len(asserts) == 19
     assert compile_check(asserts, official_headers, tmp_path) == ""
 
 
@@ -75,6 +75,10 @@ def test_constants_have_the_official_values(official_headers, tmp_path):
         "ORT_INVALID_ARGUMENT": "kInvalidArgument",
         "ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT": "kFloat",
         "ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64": "kInt64",
+        "ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED": "kAnyType",
+        "ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8": "kUint8",
+        "ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8": "kInt8",
+        "ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16": "kFloat16",
         "INPUT_OUTPUT_REQUIRED": "kRequired",
         "INPUT_OUTPUT_OPTIONAL": "kOptional",
     }

@@ -31,6 +31,7 @@ OPTIONAL = {
     "fast_dllm_v2": {"bd_size": None},
 }
 ORT_TYPES = {"tensor(int64)": np.int64, "tensor(float)": np.float32, "tensor(float16)": np.float16}
+ORT_TYPES["tensor(int8)"] = np.int8
 
 
 def exported(tmp_path, family, **options):

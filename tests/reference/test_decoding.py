@@ -58,8 +58,6 @@ def test_full_attention_caches_with_a_refresh_at_every_step_change_nothing(opene
 
 def test_reference_has_learned_its_tasks(opened):
     engine, _ = opened
-    if engine.spec.conventions.attention == "full":
-        pytest.skip("reference-full is under-trained: its model card says what it can do")
     samples = make_samples("copy", 10, seed=14)
     right = sum(s.is_correct(engine.generate(s.prompt, max_new_tokens=NEW_TOKENS).text) for s in samples)
     assert right >= 9

@@ -42,6 +42,32 @@ def make_engine():
 
 
 @pytest.fixture(scope="session")
+def open_with(tmp_path_factory):
+    """open_with(family, cache, native): an engine on a tiny bundle of four layers; each is made once, and has no prompt."""
+    export = pytest.importorskip("dlm_edge.export", reason="needs onnx").export
+    folder, engines = tmp_path_factory.mktemp("layouts"), {}
+
+    def find(family, cache="kv-fp32", native=True):
+        if not (folder / family).exists():
+            make_checkpoint(folder / family, family, n_layers=4)
+        bundle = folder / f"{family}-{cache}"
+        if not bundle.exists():
+            export(str(folder / family), str(bundle), cache=cache)
+        if (bundle, native) not in engines:
+            with pytest.MonkeyPatch.context() as patch:
+                if not native:
+                    patch.setattr("dlm_edge.kernels.register", lambda options: False)
+                engines[bundle, native] = Engine.open(bundle, threads=1)
+        engines[bundle, native].forget_prompt()
+        return engines[bundle, native]
+
+    find.folder = folder
+    yield find
+    for engine in engines.values():
+        engine.close()
+
+
+@pytest.fixture(scope="session")
 def bundles(tmp_path_factory):
     """{family: (checkpoint folder, bundle folder)}"""
     export = pytest.importorskip("dlm_edge.export", reason="needs onnx").export

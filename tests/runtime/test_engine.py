@@ -30,12 +30,12 @@ class GatedModel(ToyModel):
         self.gate, self.waiting = threading.Event(), threading.Event()
         self.free = free
 
-    def run(self, *args):
+    def run(self, *args, **options):
         if len(self.runs) >= self.free:
             self.waiting.set()
             while not self.gate.is_set() and not self.stopped:
                 time.sleep(0.001)
-        return super().run(*args)
+        return super().run(*args, **options)
 
 
 def code_of(error):
@@ -248,11 +248,11 @@ def test_slow_callback_does_not_hold_cancel_or_close(make_engine):
 
 def test_failed_job_leaves_the_engine_healthy(make_engine):
     class Failing(ToyModel):
-        def run(self, *args):
+        def run(self, *args, **options):
             if len(self.runs) == 3:
                 self.runs.append(None)
                 raise MemoryError("no more")
-            return super().run(*args)
+            return super().run(*args, **options)
 
     engine = make_engine(model=Failing(vocab=VOCAB_SIZE, forbid=[EOS_ID, PAD_ID, MASK_ID]))
     job = engine.submit("a", max_new_tokens=16)

@@ -11,7 +11,8 @@ import pytest
 from dlm_edge.bundle import open_bundle
 from dlm_edge.errors import DlmEdgeError
 from dlm_edge.runtime import Engine
-from dlm_edge.runtime.ort_step_model import CAPACITY_STEP, OrtStepModel
+from dlm_edge.runtime.ort_step_model import OrtStepModel
+from dlm_edge.runtime.sequence_memory import CAPACITY_STEP
 from dlm_edge.runtime.session import open_session
 from dlm_edge.runtime.step_model import FULL_ATTENTION, Terminated
 from tests.tiny import FAMILY_NAMES
@@ -47,7 +48,8 @@ def torch_models(bundles):
 @pytest.fixture
 def step_model(bundles):
     bundle = open_bundle(bundles["sdar"][1])
-    return OrtStepModel(open_session(bundle.graph_path, threads=1), bundle.manifest.model, bundle.manifest.cache_dtype)
+    manifest, opened = bundle.manifest, open_session(bundle.graph_path, threads=1)
+    return OrtStepModel(opened, manifest.model, manifest.cache_layout, manifest.cache_group)
 
 
 @pytest.mark.parametrize("settings", [{"sampler": "static"}, {"steps": 9}, {"threshold": 0.5}], ids=str)
@@ -133,7 +135,7 @@ def test_engine_is_healthy_after_nan(engines, monkeypatch):
     engine = engines["sdar"]
     before = engine.generate([1, 2, 3], max_new_tokens=16).token_ids
     model, run = engine.parts.model, engine.parts.model.run
-    monkeypatch.setattr(model, "run", lambda *args: run(*args) * np.nan)
+    monkeypatch.setattr(model, "run", lambda *args, **options: run(*args, **options) * np.nan)
     with pytest.raises(DlmEdgeError) as error:
         engine.generate([1, 2, 3], max_new_tokens=16)
     assert error.value.code == "E-NUM"

@@ -41,7 +41,7 @@ class ToyModel:
         self.before_run = lambda index: None
         self.reset(0)
 
-    def reset(self, capacity):
+    def reset(self, capacity, attention=None, max_rows=1):
         self.layers = np.zeros((2, capacity), U)
         self.stopped = False
 
@@ -51,7 +51,15 @@ class ToyModel:
     def discard(self):
         self.layers = self.layers[:, :0]
 
-    def run(self, ids, start, cache_len, attn_block, logit_rows):
+    def store(self, start, end):
+        pass
+
+    def keep(self, ids, multiple):
+        return 0
+
+    stats = np.empty((0, 4), np.float32)
+
+    def run(self, ids, start, cache_len, attn_block, logit_rows, policy=None, *, storing=False):
         self.before_run(len(self.runs))
         if self.stopped:
             raise Terminated

@@ -1,0 +1,421 @@
+"""Attention of one layer over each cache layout: where keys and values of the prefix come from, and what is stored.
+
+FloatCache     keys and values in the graph's own hands: written in place, read by the operator.
+QuantizedKv    codes, read by the operator; the window's keys and values leave the graph for the caller to store.
+StoredInput    XQuant: the caller stores X, what enters the projections. Rows of the chosen pages come back and go through
+               the projections together with the window's own rows.
+StoredLatent   XQuant for grouped heads: rows of K W^-1 and V W^-1, as wide as keys and values.
+LayerDeltas    XQuant-CL: as StoredInput, where each layer adds its difference to the X of the layer below.
+WholeSequence  nothing is stored: the window is the whole sequence, and attends to itself by kept pairs of blocks.
+
+runtime/layouts/ is the other side of each: its arrays have the names of the inputs here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from dlm_edge.export.nodes import GraphBuilder
+from dlm_edge.families.spec import ModelSpec
+from dlm_edge.kernels import DOMAIN
+from dlm_edge.kernels.dequantize_rows import function as dequantize_rows
+from dlm_edge.kernels.dequantize_rows.latents import latent_maps
+from dlm_edge.kernels.dequantize_rows.reference import Axis
+from dlm_edge.kernels.pattern_attention import function as pattern_attention
+from dlm_edge.kernels.prefix_block_attention import sparse_function
+from dlm_edge.runtime.layouts import layout_kind
+from dlm_edge.runtime.layouts.x_deltas import base_layer, layer_bits
+
+Tensors = dict[str, tuple[int, list[int | str | None]]]
+HALF, REAL, BYTE = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.UINT8
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What a cache layout works on. q [1, n_heads, W, head_dim] after RoPE; h [1, W, hidden] after the norm."""
+
+    layer: int
+    q: str
+    h: str
+
+
+class Projections(Protocol):
+    """What the step graph lends to a cache layout."""
+
+    graph: GraphBuilder
+    spec: ModelSpec
+    body: int  # element type of activations
+
+    def project(self, i: int, h: str, kind: str) -> str:
+        """[1, rows, n_kv_heads * head_dim] before the bias."""
+
+    def heads(self, i: int, projected: str, kind: str) -> str:
+        """Bias, heads [1, n_kv_heads, rows, head_dim], and their norm where the family has one."""
+
+    def rotated(self, x: str, cos: str, sin: str, name: str) -> str: ...
+
+    def rope(self, positions: str, scope: str) -> tuple[str, str]:
+        """cos and sin for int64 positions [rows]."""
+
+    def window_rope(self) -> tuple[str, str]: ...
+
+    def weight(self, i: int, kind: str) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+        """The matrix [out, in] that `project` multiplies by."""
+
+
+class CacheNodes(Protocol):
+    """`overload`: of PrefixBlockAttention. `stored`: outputs that leave for the caller to store, by the order that the
+    layout's append takes them."""
+
+    overload: str
+
+    def inputs(self, i: int, spec: ModelSpec, body: int) -> Tensors: ...
+
+    def written(self) -> tuple[str, ...]:
+        """Inputs that the graph writes, as outputs with the suffix _out."""
+
+    def stored(self, spec: ModelSpec, body: int) -> Tensors: ...
+
+    def attend(self, lent: Projections, window: Window, active: str, pages: str) -> str: ...
+
+    def functions(self, n_layers: int) -> list[onnx.FunctionProto]: ...
+
+
+def kv_shape(spec: ModelSpec, length: str) -> list[int | str | None]:
+    return [1, spec.n_kv_heads, length, spec.head_dim]
+
+
+def window_keys(lent: Projections, window: Window) -> tuple[str, str]:
+    """Keys after RoPE, and values, of the window: [1, n_kv_heads, W, head_dim]."""
+    i = window.layer
+    cos, sin = lent.window_rope()
+    k = lent.rotated(lent.heads(i, lent.project(i, window.h, "k"), "k"), cos, sin, "k_rope")
+    return k, lent.heads(i, lent.project(i, window.h, "v"), "v")
+
+
+def call_attention(
+    lent: Projections,
+    window: Window,
+    overload: str,
+    keys: list[str],
+    numbers: list[str],
+    chosen: list[str],
+    more: list[str],
+) -> str:
+    """`keys`: k, v, k_cache, v_cache; `numbers`: start, cache_len, attn_block; `chosen`: active, pages, masses."""
+    g, i = lent.graph, window.layer
+    state = [f"prefix_out.{i}", f"prefix_lse.{i}", chosen[2]]
+    kept = [f"prefix_out_out.{i}", f"prefix_lse_out.{i}"]
+    kept.append(f"masses_out.{i}" if chosen[2] == f"masses.{i}" else f"layers.{i}.no_masses")
+    return g.add(
+        "PrefixBlockAttention",
+        [window.q, *keys, *numbers, *chosen[:2], f"layers.{i}.policy", *state, *more],
+        "attention",
+        more=kept,
+        domain=DOMAIN,
+        overload=overload,
+    )
+
+
+NUMBERS = ["start", "cache_len", "attn_block"]
+
+
+class FloatCache:
+    """In the body's dtype, or in float16 beside a float32 body."""
+
+    def __init__(self, half: bool = False) -> None:
+        self.half = half
+        self.overload = "sparse_fp16" if half else "sparse"
+
+    def inputs(self, i: int, spec: ModelSpec, body: int) -> Tensors:
+        kind = HALF if self.half else body
+        return {f"{name}_cache": (kind, kv_shape(spec, "capacity")) for name in "kv"}
+
+    def written(self) -> tuple[str, ...]:
+        return ("k_cache", "v_cache")
+
+    def stored(self, spec: ModelSpec, body: int) -> Tensors:
+        return {}
+
+    def attend(self, lent: Projections, window: Window, active: str, pages: str) -> str:
+        g, i = lent.graph, window.layer
+        k, v = window_keys(lent, window)
+        caches = []
+        for name, new in (("k_cache", k), ("v_cache", v)):
+            if self.half and lent.body != HALF:
+                new = g.add("Cast", [new], f"{name}_half", to=HALF)
+            caches.append(g.add_outer("TensorScatter", [f"{name}.{i}", new, "start"], f"{name}_out.{i}", axis=2))
+        return call_attention(lent, window, self.overload, [k, v, *caches], NUMBERS, [active, pages, f"masses.{i}"], [])
+
+    def functions(self, n_layers: int) -> list[onnx.FunctionProto]:
+        return [sparse_function.function_proto(self.overload)]
+
+
+class QuantizedKv:
+    def __init__(self, bits: int) -> None:
+        self.bits, self.overload = bits, f"int{bits}"
+
+    def inputs(self, i: int, spec: ModelSpec, body: int) -> Tensors:
+        heads, dim = spec.n_kv_heads, spec.head_dim
+        codes: tuple[int, list[int | str | None]] = (BYTE, [1, heads, "capacity", dim * self.bits // 8])
+        by_channel: tuple[int, list[int | str | None]] = (HALF, [1, heads, "groups", dim])
+        by_token: tuple[int, list[int | str | None]] = (HALF, [1, heads, "capacity", "channel_groups"])
+        return {
+            "k_cache": codes, "v_cache": codes, "k_scale": by_channel, "k_low": by_channel,
+            "k_tail": (REAL, kv_shape(spec, "group")), "v_scale": by_token, "v_low": by_token,
+        }  # fmt: skip
+
+    def written(self) -> tuple[str, ...]:
+        return ()
+
+    def stored(self, spec: ModelSpec, body: int) -> Tensors:
+        return {name: (body, kv_shape(spec, "window")) for name in ("k_new", "v_new")}
+
+    def attend(self, lent: Projections, window: Window, active: str, pages: str) -> str:
+        g, i = lent.graph, window.layer
+        k, v = window_keys(lent, window)
+        for name, value in (("k_new", k), ("v_new", v)):
+            g.add_outer("Identity", [value], f"{name}.{i}")
+        caches = [f"k_cache.{i}", f"v_cache.{i}"]
+        more = [f"{name}.{i}" for name in ("k_scale", "k_low", "k_tail", "v_scale", "v_low")]
+        chosen = [active, pages, f"masses.{i}"]
+        return call_attention(lent, window, self.overload, [k, v, *caches], NUMBERS, chosen, more)
+
+    def functions(self, n_layers: int) -> list[onnx.FunctionProto]:
+        return [sparse_function.function_proto(self.overload)]
+
+
+class Rematerialised:
+    """What the XQuant layouts share: rows of the chosen pages, and attention over keys computed from them."""
+
+    overload = "sparse"
+
+    def written(self) -> tuple[str, ...]:
+        return ()
+
+    def chosen_rows(self, lent: Projections, window: Window, pages: str, like: str) -> str:
+        """int64 [n]: positions of the cache on the chosen pages, without the window's. `like` is an input [capacity, ...]."""
+        g = lent.graph
+        capacity = g.add("Shape", [like], "capacity", start=0, end=1)
+        slots = g.add("Shape", [pages], "n_slots", start=1, end=2)
+        zero, one = g.integers(0), g.integers(1)
+        size = g.add("Div", [capacity, slots], "page_size")
+        first = g.add("Slice", [pages, zero, one, zero], "first_list")
+        column = g.add("Reshape", [first, g.integers(-1, 1)], "page_column")
+        spread = g.add("Expand", [column, g.add("Concat", [slots, size], "by_page", axis=0)], "spread")
+        chosen = g.add("Cast", [g.add("Reshape", [spread, g.integers(-1)], "flat")], "on_page", to=TensorProto.BOOL)
+        steps = [g.add("Squeeze", [zero], "zero"), g.add("Squeeze", [capacity], "end"), g.add("Squeeze", [one], "one")]
+        positions = g.add("Range", steps, "slots_positions")
+        length = g.add("Shape", [window.h], "length", start=1, end=2)
+        before = g.add("Less", [positions, "start"], "before")
+        after = g.add("GreaterOrEqual", [positions, g.add("Add", ["start", length], "window_end")], "after")
+        outside = g.add("Or", [before, after], "outside")
+        stored = g.add("And", [outside, g.add("Less", [positions, "cache_len"], "stored")], "readable")
+        found = g.add("NonZero", [g.add("And", [chosen, stored], "wanted")], "found")
+        return g.add("Reshape", [found, g.integers(-1)], "rows")
+
+    def dequantized(self, lent: Projections, i: int, name: str, rows: str, bits: int, axis: Axis) -> str:
+        """[n, width] in the body's dtype."""
+        g = lent.graph
+        tail = f"{name}_tail.{i}" if axis == "channel" else self.no_tail(lent, i)
+        values = g.add(
+            dequantize_rows.OPERATOR,
+            [f"{name}_cache.{i}", f"{name}_scale.{i}", f"{name}_low.{i}", tail, rows, "cache_len"],
+            f"{name}_rows",
+            domain=DOMAIN,
+            overload=dequantize_rows.overload(bits, axis),
+            bits=bits,
+            axis=axis,
+        )
+        return values if lent.body == REAL else g.add("Cast", [values], f"{name}_rows_body", to=lent.body)
+
+    def no_tail(self, lent: Projections, i: int) -> str:
+        width = self.width(lent.spec)
+        return lent.graph.shared("no_tail", np.zeros((0, width), np.float32))
+
+    def width(self, spec: ModelSpec) -> int:
+        raise NotImplementedError
+
+    def attend_rows(
+        self, lent: Projections, window: Window, k_pre: str, v_pre: str, rows: str, active: str, pages: str
+    ) -> str:
+        """k_pre, v_pre [1, W + n, kv_width], the window's rows first: bias, norm and RoPE, then attention over n keys.
+
+        The operator sees the n keys as one page right before the window, which keeps its place in the grid of blocks.
+        """
+        g, i = lent.graph, window.layer
+        length = g.add("Shape", [window.h], "window_rows", start=1, end=2)
+        positions = g.add("Concat", ["positions", rows], "all_positions", axis=0)
+        cos, sin = lent.rope(positions, "all_")
+        keys = lent.rotated(lent.heads(i, k_pre, "k"), cos, sin, "k_rope")
+        values = lent.heads(i, v_pre, "v")
+        zero, axis, far = g.integers(0), g.integers(2), g.integers(2**62)
+        parts = []
+        for name, whole in (("k", keys), ("v", values)):
+            parts.append(g.add("Slice", [whole, zero, length, axis], f"{name}_window"))
+            parts.append(g.add("Slice", [whole, length, far, axis], f"{name}_prefix"))
+        g.add_outer("Identity", [parts[0]], f"keys_new.{i}")  # for the bounds of their pages
+        n = g.add("Shape", [rows], "n_rows", start=0, end=1)
+        blocks = g.add(
+            "Div",
+            [g.add("Sub", [g.add("Add", [n, "attn_block"], "n_and_block"), g.integers(1)], "n_up"), "attn_block"],
+            "n_blocks",
+        )
+        start = g.add("Mul", [blocks, "attn_block"], "compact_start")
+        all_pages = g.shared("all_pages", np.ones((lent.spec.n_kv_heads, 1), np.uint8))
+        masses = g.shared("no_masses", np.zeros((1, lent.spec.n_kv_heads, 1), np.float32))
+        ordered = [parts[0], parts[2], parts[1], parts[3]]
+        chosen = [active, all_pages, masses]
+        return call_attention(lent, window, self.overload, ordered, [start, n, "attn_block"], chosen, [])
+
+
+def code_tensors(name: str, width: int, bits: int, axis: Axis) -> Tensors:
+    scales: list[int | str | None] = ["groups", width] if axis == "channel" else ["capacity", f"{name}_groups"]
+    tensors: Tensors = {
+        f"{name}_cache": (BYTE, ["capacity", width * bits // 8]),
+        f"{name}_scale": (HALF, scales),
+        f"{name}_low": (HALF, scales),
+    }
+    return tensors | ({f"{name}_tail": (REAL, ["group", width])} if axis == "channel" else {})
+
+
+class StoredInput(Rematerialised):
+    def __init__(self, bits: int) -> None:
+        self.bits = bits
+
+    def width(self, spec: ModelSpec) -> int:
+        return spec.hidden_size
+
+    def bits_of(self, i: int) -> int:
+        return self.bits
+
+    def inputs(self, i: int, spec: ModelSpec, body: int) -> Tensors:
+        return code_tensors("x", spec.hidden_size, self.bits_of(i), "token")
+
+    def stored(self, spec: ModelSpec, body: int) -> Tensors:
+        return {"x_new": (body, [1, "window", spec.hidden_size]), "keys_new": (body, kv_shape(spec, "window"))}
+
+    def attend(self, lent: Projections, window: Window, active: str, pages: str) -> str:
+        g, i = lent.graph, window.layer
+        g.add_outer("Identity", [window.h], f"x_new.{i}")
+        rows, stored = self.stored_rows(lent, window, pages)
+        both = g.add("Concat", [window.h, g.add("Unsqueeze", [stored, g.integers(0)], "x_batch")], "x_both", axis=1)
+        k_pre, v_pre = lent.project(i, both, "k"), lent.project(i, both, "v")
+        return self.attend_rows(lent, window, k_pre, v_pre, rows, active, pages)
+
+    def stored_rows(self, lent: Projections, window: Window, pages: str) -> tuple[str, str]:
+        """Positions [n], and X [n, hidden] of them."""
+        rows = self.chosen_rows(lent, window, pages, f"x_cache.{window.layer}")
+        return rows, self.dequantized(lent, window.layer, "x", rows, self.bits, "token")
+
+    def functions(self, n_layers: int) -> list[onnx.FunctionProto]:
+        widths = sorted({self.bits_of(i) for i in range(n_layers)})
+        return [sparse_function.function_proto("sparse"), *(dequantize_rows.function_proto(b, "token") for b in widths)]
+
+
+class LayerDeltas(StoredInput):
+    """All layers read the rows that the first one chose: a layer's X is the sum of what is stored below it."""
+
+    def __init__(self, bits: int, n_layers: int) -> None:
+        super().__init__(bits)
+        self.base = base_layer(n_layers)
+        self.rows, self.sum = "", ""
+
+    def bits_of(self, i: int) -> int:
+        return layer_bits(i, self.bits)
+
+    def stored_rows(self, lent: Projections, window: Window, pages: str) -> tuple[str, str]:
+        i = window.layer
+        if i == 0:
+            self.rows = self.chosen_rows(lent, window, pages, f"x_cache.{i}")
+        stored = self.dequantized(lent, i, "x", self.rows, self.bits_of(i), "token")
+        self.sum = stored if i <= self.base else lent.graph.add("Add", [self.sum, stored], "x_sum")
+        return self.rows, self.sum
+
+
+class StoredLatent(Rematerialised):
+    def __init__(self, bits: int) -> None:
+        self.bits = bits
+
+    def width(self, spec: ModelSpec) -> int:
+        return spec.kv_width
+
+    def inputs(self, i: int, spec: ModelSpec, body: int) -> Tensors:
+        width = spec.kv_width
+        return code_tensors("k", width, self.bits, "channel") | code_tensors("v", width, self.bits, "token")
+
+    def stored(self, spec: ModelSpec, body: int) -> Tensors:
+        latents: Tensors = {name: (body, [1, "window", spec.kv_width]) for name in ("k_new", "v_new")}
+        return latents | {"keys_new": (body, kv_shape(spec, "window"))}
+
+    def attend(self, lent: Projections, window: Window, active: str, pages: str) -> str:
+        g, i = lent.graph, window.layer
+        rows = self.chosen_rows(lent, window, pages, f"k_cache.{i}")
+        both = []
+        for kind, axis in (("k", "channel"), ("v", "token")):
+            maps = latent_maps(lent.weight(i, kind))
+            projected = lent.project(i, window.h, kind)
+            to_latent = g.weight(f"layers.{i}.{kind}.to_latent", maps.to_latent.astype(g.float_dtype))
+            from_latent = g.weight(f"layers.{i}.{kind}.from_latent", maps.from_latent.astype(g.float_dtype))
+            g.add_outer("MatMul", [projected, to_latent], f"{kind}_new.{i}")
+            latent = self.dequantized(lent, i, kind, rows, self.bits, axis)  # type: ignore[arg-type]
+            remade = g.add("MatMul", [latent, from_latent], f"{kind}_remade")
+            batch = g.add("Unsqueeze", [remade, g.integers(0)], f"{kind}_batch")
+            both.append(g.add("Concat", [projected, batch], f"{kind}_both", axis=1))
+        return self.attend_rows(lent, window, both[0], both[1], rows, active, pages)
+
+    def functions(self, n_layers: int) -> list[onnx.FunctionProto]:
+        return [
+            sparse_function.function_proto("sparse"),
+            dequantize_rows.function_proto(self.bits, "channel"),
+            dequantize_rows.function_proto(self.bits, "token"),
+        ]
+
+
+class WholeSequence:
+    """Full attention only. It has no use for SelectPages, so `active` and `pages` are empty names."""
+
+    overload = ""
+
+    def inputs(self, i: int, spec: ModelSpec, body: int) -> Tensors:
+        return {}
+
+    def written(self) -> tuple[str, ...]:
+        return ()
+
+    def stored(self, spec: ModelSpec, body: int) -> Tensors:
+        return {}
+
+    def attend(self, lent: Projections, window: Window, active: str, pages: str) -> str:
+        i = window.layer
+        return lent.graph.add(
+            pattern_attention.OPERATOR,
+            [window.q, *window_keys(lent, window), f"layers.{i}.policy", f"pattern.{i}"],
+            "attention",
+            more=[f"pattern_out.{i}", f"stats.{i}"],
+            domain=DOMAIN,
+        )
+
+    def functions(self, n_layers: int) -> list[onnx.FunctionProto]:
+        return [pattern_attention.function_proto()]
+
+
+def cache_nodes(layout: str, n_layers: int) -> CacheNodes:
+    """Of a layout that runtime/layouts knows."""
+    kind = layout_kind(layout)
+    if kind.form == "none":
+        return WholeSequence()
+    if kind.form == "float":
+        return FloatCache(half=kind.bits == 16)
+    if kind.form == "kv":
+        return QuantizedKv(kind.bits)
+    if kind.form == "x":
+        return StoredInput(kind.bits)
+    if kind.form == "latent":
+        return StoredLatent(kind.bits)
+    return LayerDeltas(kind.bits, n_layers)
