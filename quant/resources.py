@@ -27,7 +27,7 @@ from dlm_edge.quant.state_batch import BATCH_TOKENS
 from dlm_edge.quant.statistics import BLOCK
 
 SMALL_FILES_BYTES = 32 << 20  # tokenizer, index, card and the like
-PROCESS_BYTES = 345 << 20  # Python, torch and their libraries, and what the allocator keeps of small tensors
+PROCESS_BYTES = 300 << 20  # Python, torch and their libraries, and what the allocator keeps of small tensors
 KEPT_BLOCK_BYTES = 32 << 20  # freed blocks up to this size stay with the process (glibc's largest mmap threshold)
 START_SECONDS = 4.0
 READ_SPEED = 1e9  # bytes a second, hashing included
@@ -143,7 +143,8 @@ def solving_bytes(work: Workload) -> int:
     rows, columns = widest(work)
     held = layers_bytes(work) - 4 * work.layer * (work.method.needs_full and not work.tuned)
     held += 8 * columns**2 + work.results
-    held += 4 * columns**2 + 4 * rows * columns if work.method.needs_full else 0
+    # A target of its own is solved for in float64, beside the matrix that has been factorised.
+    held += (4 + 8) * columns**2 + 4 * rows * columns if work.method.needs_full else 0
     return held + max(12 * columns**2 + 3 * 8 * BLOCK * columns, rounding_bytes(work, columns) - 4 * work.layer)
 
 
