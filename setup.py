@@ -43,6 +43,7 @@ if X86:
         "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c",
         "-mprefer-vector-width=512",
     ]  # fmt: skip
+    SOURCES["attention_avx512_vnni.cpp"] = [*SOURCES["attention_avx512.cpp"], "-mavx512vnni"]
 EXPORTS = ROOT / "kernels" / "csrc" / "exports.map"
 # Nothing but the named symbols leaves the library, not even the C++ library that is linked into it.
 LINK_FLAGS = ["-shared", "-static-libstdc++", "-static-libgcc", "-ldl", f"-Wl,--version-script={EXPORTS}", "-s"]

@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--heads", nargs="+", default=list(HEADS), choices=list(HEADS))
     parser.add_argument("--prefixes", nargs="+", type=int, default=list(PREFIXES))
-    parser.add_argument("--simd", choices=["avx512", "avx2", "portable"], help="force a vector width")
+    parser.add_argument("--simd", choices=["avx512_vnni", "avx512", "avx2", "portable"], help="force a variant")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     args = parser.parse_args()
     if args.simd and not kernels.set_simd(args.simd):

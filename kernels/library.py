@@ -46,7 +46,11 @@ def register(session_options: SessionOptions) -> bool:
 
 
 def simd() -> str | None:
-    """The vector width in use ("avx512", "avx2" or "portable"), or None without a library."""
+    """The variant in use ("avx512_vnni", "avx512", "avx2" or "portable"), or None without a library.
+
+    "avx512_vnni" computes attention over int8 and int4 caches in integers, to about 2e-4 in a score (see
+    csrc/fixed_attention.h); everything else, and everything in the other variants, is float32.
+    """
     path = library_path()
     if path is None:
         return None
@@ -55,9 +59,9 @@ def simd() -> str | None:
 
 
 def set_simd(name: str | None) -> bool:
-    """Force a vector width for the whole process (None: the best again). False where it is not available.
+    """Force a variant for the whole process (None: the best again). False where it is not available.
 
-    For tests and measurements. Calls that are under way keep the width they started with.
+    For tests and measurements. Calls that are under way keep the variant they started with.
     """
     path = library_path()
     return path is not None and bool(_load(path).dlm_edge_set_simd(name.encode() if name else None))

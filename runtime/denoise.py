@@ -46,7 +46,7 @@ class Stats:
     prefill_passes: int = 0
     reused_tokens: int = 0  # of the prompt, stored before the request began
     blocks: int = 0  # blocks begun that had something to fill
-    density: float = 1.0  # of prefix K/V read by the steps, page bounds included
+    density: float = 1.0  # of prefix K/V read by the steps, page bounds included; sparsed: of pairs of blocks
     active_rows: float = 1.0  # share of the steps' rows that attended to the prefix afresh
 
 

@@ -14,7 +14,7 @@ sanitize="-fsanitize=address,undefined -fno-sanitize-recover=all -g -fno-omit-fr
 
 mkdir "$work/tree"
 cd "$root"
-cp -r pyproject.toml setup.py README.md LICENSE dlm_edge quant export runtime kernels tests "$work/tree"
+cp -r pyproject.toml setup.py README.md LICENSE dlm_edge quant export runtime kernels tests tools "$work/tree"
 rm -f "$work"/tree/kernels/*.so
 cd "$work/tree"
 # -O1 comes after setup.py's -O3: reports then show the lines that they mean.

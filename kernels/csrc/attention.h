@@ -10,7 +10,7 @@
 //
 // One call is a Plan: a fixed list of independent tasks (kv head x rows x key range), then, where key ranges
 // were split, independent merges. The list depends on the shapes only, never on the number of threads, so the
-// results are the same bits on any machine with the same vector width.
+// results are the same bits on any machine that uses the same variant (simd.h).
 #pragma once
 
 #include <cstddef>

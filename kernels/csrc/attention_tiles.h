@@ -136,18 +136,19 @@ void AttendKeys(const RowTask& task, const RowTile* tiles, int n_tiles, float* d
   }
 }
 
-void Attend(const RowTask& task) {
+// Loads the rows, calls attend_all(tiles, n_tiles, memory, scores) with `bytes` of working memory, stores the results.
+template <typename AttendAll>
+void AttendRows(const RowTask& task, size_t bytes, AttendAll attend_all) {
   static thread_local Scratch scratch;
   const RowCut cut(task.rows);
   const int64_t head_dim = task.rows.head_dim;
   const size_t vectors = (2 * head_dim + 2) * cut.n_vectors + kTileKeys * kMaxRowVectors;
   const size_t positions = cut.n_vectors * kLanes;
-  const size_t tile_bytes = task.cache != nullptr ? Aligned(TileFloats(head_dim) * sizeof(float)) : 0;
+  bytes = Aligned(bytes);
   char* memory =
-      scratch.Reserve(tile_bytes + vectors * sizeof(Vec) + positions * sizeof(int64_t) + cut.n_tiles * sizeof(RowTile));
+      scratch.Reserve(bytes + vectors * sizeof(Vec) + positions * sizeof(int64_t) + cut.n_tiles * sizeof(RowTile));
 
-  float* dequantized = reinterpret_cast<float*>(memory);
-  Vec* next = reinterpret_cast<Vec*>(memory + tile_bytes);
+  Vec* next = reinterpret_cast<Vec*>(memory + bytes);
   int64_t* visible_end = reinterpret_cast<int64_t*>(next + vectors);
   RowTile* tiles = reinterpret_cast<RowTile*>(visible_end + positions);
   Vec* scores = next;
@@ -165,8 +166,15 @@ void Attend(const RowTask& task) {
     tile.visible_end = visible_end + cut.FirstRow(t);
     LoadRows(task, tile);
   }
-  AttendKeys(task, tiles, cut.n_tiles, dequantized, scores);
+  attend_all(tiles, cut.n_tiles, memory, scores);
   for (int t = 0; t < cut.n_tiles; ++t) StoreRows(task, tiles[t]);
+}
+
+void Attend(const RowTask& task) {
+  const size_t bytes = task.cache != nullptr ? TileFloats(task.rows.head_dim) * sizeof(float) : 0;
+  AttendRows(task, bytes, [&](const RowTile* tiles, int n_tiles, char* memory, Vec* scores) {
+    AttendKeys(task, tiles, n_tiles, reinterpret_cast<float*>(memory), scores);
+  });
 }
 
 }  // namespace

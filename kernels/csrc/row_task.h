@@ -94,7 +94,7 @@ struct CodeRow {
   float* out;
 };
 
-// One vector width. Rows are worked on in tiles of up to max_row_vectors * lanes.
+// One variant. Rows are worked on in tiles of up to max_row_vectors * lanes.
 struct TileKernel {
   const char* name;
   int lanes, max_row_vectors;
@@ -108,6 +108,7 @@ extern const TileKernel kPortableTiles;
 #if defined(__x86_64__)
 extern const TileKernel kAvx2Tiles;
 extern const TileKernel kAvx512Tiles;
+extern const TileKernel kAvx512VnniTiles;
 #endif
 
 // One past the last position that the query at `position` sees; saturates instead of overflowing.

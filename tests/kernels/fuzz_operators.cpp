@@ -411,7 +411,7 @@ int main(int n_arguments, char** arguments) {
   std::map<std::string, long> succeeded;
   for (long i = 0; i < n_calls; ++i) {
     for (const ort::CustomOp* op : registered) {
-      SetSimd(Pick<const char*>({"avx512", "avx2", "portable"}));  // where the processor has it
+      SetSimd(Pick<const char*>({"avx512_vnni", "avx512", "avx2", "portable"}));  // where the processor has it
       any_bits = Chance(0.25);
       const bool is_damaged = Chance(0.5);
       const bool done = Call(*op, is_damaged);

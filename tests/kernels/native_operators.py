@@ -15,7 +15,7 @@ ELEMENT_TYPES = {
     np.dtype(np.int8): TensorProto.INT8,
     np.dtype(np.int64): TensorProto.INT64,
 }
-SIMD = ["avx512", "avx2", "portable"]
+SIMD = ["avx512_vnni", "avx512", "avx2", "portable"]
 
 WINDOW = ("q", "k", "v", "k_cache", "v_cache", "start", "cache_len", "attn_block")
 SPARSE = (*WINDOW, "active", "pages", "policy", "prefix_out", "prefix_lse", "masses")

@@ -25,6 +25,9 @@ STATE = {"new_prefix_out": "prefix_out", "new_prefix_lse": "prefix_lse", "new_ma
 # widths, and 8 seeds: 2.2e-6, 2.1e-6, 1.7e-6 and 1.1e-6; the bounds leave a factor of more than two. The definition reads
 # the same dequantized numbers, so that the cache's own error is not in it.
 TOLERANCE = {"out": 5e-6, "new_prefix_out": 5e-6, "new_prefix_lse": 4e-6, "new_masses": 3e-6}
+# Codes in integers: a score is off by 2e-4 (standard deviation, csrc/fixed_attention.h), the largest of 1e5 by 9e-4; a
+# row that one key dominates takes that over, times twice a value. Measured over 2 seeds: 4.5e-4.
+INTEGER_TOLERANCE = dict.fromkeys(TOLERANCE, 1e-3)
 
 
 @dataclass(frozen=True)
@@ -176,9 +179,15 @@ def fresh_outputs(case: Case) -> native.Arrays:
     return {name: np.full(shape, np.nan, np.float32) for name, shape in shapes.items()}
 
 
-def assert_matches(case: Case, actual: native.Arrays, expected: SparseResult) -> None:
+def is_in_integers(inputs: native.Arrays) -> bool:
+    fits = inputs["q"].shape[3] % 32 == 0 and "v_scale" in inputs
+    return fits and inputs["q"].shape[3] // inputs["v_scale"].shape[3] % 16 == 0 and kernels.simd() == "avx512_vnni"
+
+
+def assert_matches(case: Case, inputs: native.Arrays, actual: native.Arrays, expected: SparseResult) -> None:
+    tolerance = INTEGER_TOLERANCE if is_in_integers(inputs) else TOLERANCE
     for name, wanted in zip(native.SPARSE_OUTPUTS, expected, strict=True):
-        limit = TOLERANCE[name] * max(1.0, case.scale * case.head_dim**0.5)
+        limit = tolerance[name] * max(1.0, case.scale * case.head_dim**0.5)
         np.testing.assert_allclose(actual[name], wanted, rtol=1e-6, atol=limit, err_msg=name)
 
 
@@ -215,7 +224,7 @@ def test_matches_reference_in_place_and_not(case, simd, overload, sessions, forc
     for mode in (DENSE, DENSE_KEEP) if overload == "sparse" else (DENSE_KEEP,):
         inputs, expected = inputs_and_expected(case, overload, mode)
         apart = native.run_bound(tested, inputs, {}, fresh_outputs(case))
-        assert_matches(case, apart, expected)
+        assert_matches(case, inputs, apart, expected)
         out = {"out": fresh_outputs(case)["out"]}
         in_place = native.run_bound(tested, {n: a.copy() for n, a in inputs.items()}, STATE, out)
         for name in native.SPARSE_OUTPUTS:
