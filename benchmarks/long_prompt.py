@@ -29,7 +29,6 @@ POLICIES: dict[str, dict[str, Any]] = {
     "dense": {},
     "losa 1/8": {"attention": "losa", "budget": 8},
     "losa 1/16": {"attention": "losa", "budget": 16},
-    "quest 1/8": {"attention": "quest", "budget": 8},
     "flashblock 3": {"attention": "flashblock", "changed": 3},
 }  # budgets as parts of the prompt
 
