@@ -69,7 +69,7 @@ def test_active_rows_follow_the_window(share, n_rows, expected):
 
 
 def test_budget_is_rounded_up_to_pages():
-    settings = AttentionSettings(policy="quest", budget=33, page_size=16)
+    settings = AttentionSettings(policy="quest", budget=33, page_size=16, sink_pages=1, recent_pages=1)
     matrix = as_matrix(AttentionPlan(settings).of_step(8), 3, 1)
     chosen = [SELECT, 3, ALL_ROWS, 1, 1, 0, 0, 0, 16]
     assert matrix.dtype == np.int64 and matrix.tolist() == [[DENSE, *chosen[1:]], chosen, chosen]
@@ -137,8 +137,12 @@ def test_native_operators_and_function_bodies_give_the_same(open_with, layout):
         found = []
         for native in (True, False):
             result = open_with("sdar", layout, native).generate(prompt_of(100), attention=policy, **options)
-            found.append((result.token_ids, round(result.density, 4), round(result.active_rows, 4)))
-        assert found[0] == found[1], policy
+            found.append(result)
+        assert found[0].token_ids == found[1].token_ids, policy
+        assert found[0].active_rows == pytest.approx(found[1].active_rows), policy
+        # Layers before sum in another order, so that of two pages with nearly the same score either may be chosen, and
+        # the union of a head has one page more: a thousandth. The operators alone are compared exactly elsewhere.
+        assert found[0].density == pytest.approx(found[1].density, abs=3e-3), policy
 
 
 def test_bounds_of_another_prompt_are_not_used(open_with):
