@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlm_edge.errors import InputFileError
+from dlm_edge.errors import EnvironmentProblem, InputFileError, UsageProblem
 from dlm_edge.families.spec import ModelSpec
 from dlm_edge.kernels.select_pages.reference import EXACT_POLICY, Policy
 from dlm_edge.runtime.attention import EXACT, AttentionSettings, as_matrix
@@ -46,6 +46,9 @@ class OrtStepModel:
         self._running: Any = None  # RunOptions of the run in progress
         self._terminated = False
         self._check_signature()
+        if self.device != "cpu" and self.stored_names:
+            message = f"the cache layout {layout} is written by the host, which {self.device} sessions do not do yet"
+            raise EnvironmentProblem("E-DEVICE", message, "export with --cache kv, or choose --device cpu")
 
     @property
     def capacity(self) -> int:
@@ -55,7 +58,12 @@ class OrtStepModel:
         with self._lock:
             self._terminated = False
         self.drift[0] = attention.drift
+        if self.device != "cpu" and attention.needs_bounds:
+            message = f"attention {attention.policy} by page bounds needs caches in the host's memory"
+            raise UsageProblem("E-PARAM", message, "on this device use losa with the selector first, or mage")
         if self.memory.reserve(capacity, attention, max_rows):
+            if self.device != "cpu":  # binding copies the host's arrays, which hold nothing of what the device stored
+                self.memory.forget()
             self._bind()
 
     def run(

@@ -78,6 +78,12 @@ class SequenceMemory:
             raise ResourceError("E-MEM", message, "shorten the prompt or the output") from error
         return before != (id(self.layout), id(self.bounds), *(array.shape for array in self.state.values()))
 
+    def forget(self) -> None:
+        """Nothing is stored any more; the arrays stay."""
+        self.layout.reset()
+        self.bounds.reset()
+        self.ids = NO_IDS
+
     def grow(self, capacity: int) -> None:
         layout = open_layout(self.name, self.shape, capacity, group=self.group)
         layout.restore(self.layout.cursor)

@@ -11,6 +11,7 @@ import pytest
 from dlm_edge.bundle import open_bundle
 from dlm_edge.errors import DlmEdgeError
 from dlm_edge.runtime import Engine
+from dlm_edge.runtime.attention import AttentionSettings
 from dlm_edge.runtime.ort_step_model import OrtStepModel
 from dlm_edge.runtime.sequence_memory import CAPACITY_STEP
 from dlm_edge.runtime.session import open_session
@@ -194,3 +195,37 @@ def test_damaged_graphs_give_coded_errors(bundles, tmp_path, change, code):
     with pytest.raises(DlmEdgeError) as error:
         Engine.open(folder)
     assert error.value.code == code
+
+
+class OnDevice(OrtStepModel):
+    """A session whose caches lie elsewhere than in the host's arrays, as far as the class can tell; it binds nothing."""
+
+    def __init__(self, opened, *rest):
+        super().__init__(dataclasses.replace(opened, device="cuda"), *rest)
+
+    def _bind(self):
+        pass
+
+
+def on_device(bundle):
+    manifest = bundle.manifest
+    opened = open_session(bundle.graph_path, threads=1)
+    return OnDevice(opened, manifest.model, manifest.cache_layout, manifest.cache_group)
+
+
+def test_another_device_forgets_what_a_new_binding_would_lose(bundles):
+    model = on_device(open_bundle(bundles["sdar"][1]))
+    model.reset(16)
+    model.memory.layout.extend(16)
+    model.memory.ids = np.arange(16)
+    model.reset(16)
+    assert model.keep(np.arange(16), 8) == 16
+    model.reset(CAPACITY_STEP + 1)
+    assert model.keep(np.arange(16), 8) == 0
+
+
+def test_another_device_refuses_what_the_host_would_have_to_write(bundles):
+    model = on_device(open_bundle(bundles["sdar"][1]))
+    with pytest.raises(DlmEdgeError) as caught:
+        model.reset(16, AttentionSettings(policy="quest"))
+    assert caught.value.code == "E-PARAM"
