@@ -1,7 +1,7 @@
 """The step graph: one denoising step of a window over shared caches, for every family that ModelSpec describes.
 
     input_ids [1, W], start [1], cache_len [1], attn_block [1], logit_rows [R], policy [layers, 9], drift [1]
-    and per layer: the caches of the layout (cache_nodes.py), the page bounds page_low, page_high, page_scale, and the state of
+    and per layer: the caches of the layout (cache_nodes/), the page bounds page_low, page_high, page_scale, and the state of
     sparse attention q_last, q_stored, prefix_out, prefix_lse, masses
  -> logits [R, vocab], and per layer: written caches and new state with the suffix _out, what the caller is to store,
     stats [4]

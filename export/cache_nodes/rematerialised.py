@@ -1,193 +1,28 @@
-"""Attention of one layer over each cache layout: where keys and values of the prefix come from, and what is stored.
-
-FloatCache     keys and values in the graph's own hands: written in place, read by the operator.
-QuantizedKv    codes, read by the operator; the window's keys and values leave the graph for the caller to store.
-StoredInput    XQuant: the caller stores X, what enters the projections. Rows of the chosen pages come back and go through
-               the projections together with the window's own rows.
-StoredLatent   XQuant for grouped heads: rows of K W^-1 and V W^-1, as wide as keys and values.
-LayerDeltas    XQuant-CL: as StoredInput, where each layer adds its difference to the X of the layer below.
-WholeSequence  nothing is stored: the window is the whole sequence, and attends to itself by kept pairs of blocks.
-
-runtime/layouts/ is the other side of each: its arrays have the names of the inputs here.
-"""
+"""XQuant: what is stored is what keys and values are computed from; those of the chosen pages are made again."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
-from dlm_edge.export.nodes import GraphBuilder
+from dlm_edge.export.cache_nodes.contract import (
+    BYTE,
+    HALF,
+    REAL,
+    Projections,
+    Tensors,
+    Window,
+    call_attention,
+    kv_shape,
+)
 from dlm_edge.families.spec import ModelSpec
 from dlm_edge.kernels import DOMAIN
 from dlm_edge.kernels.dequantize_rows import function as dequantize_rows
 from dlm_edge.kernels.dequantize_rows.latents import latent_maps
 from dlm_edge.kernels.dequantize_rows.reference import Axis
-from dlm_edge.kernels.pattern_attention import function as pattern_attention
 from dlm_edge.kernels.prefix_block_attention import sparse_function
-from dlm_edge.runtime.layouts import layout_kind
 from dlm_edge.runtime.layouts.x_deltas import base_layer, layer_bits
-
-Tensors = dict[str, tuple[int, list[int | str | None]]]
-HALF, REAL, BYTE = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.UINT8
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """What a cache layout works on. q [1, n_heads, W, head_dim] after RoPE; h [1, W, hidden] after the norm."""
-
-    layer: int
-    q: str
-    h: str
-
-
-class Projections(Protocol):
-    """What the step graph lends to a cache layout."""
-
-    graph: GraphBuilder
-    spec: ModelSpec
-    body: int  # element type of activations
-
-    def project(self, i: int, h: str, kind: str) -> str:
-        """[1, rows, n_kv_heads * head_dim] before the bias."""
-
-    def heads(self, i: int, projected: str, kind: str) -> str:
-        """Bias, heads [1, n_kv_heads, rows, head_dim], and their norm where the family has one."""
-
-    def rotated(self, x: str, cos: str, sin: str, name: str) -> str: ...
-
-    def rope(self, positions: str, scope: str) -> tuple[str, str]:
-        """cos and sin for int64 positions [rows]."""
-
-    def window_rope(self) -> tuple[str, str]: ...
-
-    def weight(self, i: int, kind: str) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-        """The matrix [out, in] that `project` multiplies by."""
-
-
-class CacheNodes(Protocol):
-    """`overload`: of PrefixBlockAttention. `stored`: outputs that leave for the caller to store, by the order that the
-    layout's append takes them."""
-
-    overload: str
-
-    def inputs(self, i: int, spec: ModelSpec, body: int) -> Tensors: ...
-
-    def written(self) -> tuple[str, ...]:
-        """Inputs that the graph writes, as outputs with the suffix _out."""
-
-    def stored(self, spec: ModelSpec, body: int) -> Tensors: ...
-
-    def attend(self, lent: Projections, window: Window, active: str, pages: str) -> str: ...
-
-    def functions(self, n_layers: int) -> list[onnx.FunctionProto]: ...
-
-
-def kv_shape(spec: ModelSpec, length: str) -> list[int | str | None]:
-    return [1, spec.n_kv_heads, length, spec.head_dim]
-
-
-def window_keys(lent: Projections, window: Window) -> tuple[str, str]:
-    """Keys after RoPE, and values, of the window: [1, n_kv_heads, W, head_dim]."""
-    i = window.layer
-    cos, sin = lent.window_rope()
-    k = lent.rotated(lent.heads(i, lent.project(i, window.h, "k"), "k"), cos, sin, "k_rope")
-    return k, lent.heads(i, lent.project(i, window.h, "v"), "v")
-
-
-def call_attention(
-    lent: Projections,
-    window: Window,
-    overload: str,
-    keys: list[str],
-    numbers: list[str],
-    chosen: list[str],
-    more: list[str],
-) -> str:
-    """`keys`: k, v, k_cache, v_cache; `numbers`: start, cache_len, attn_block; `chosen`: active, pages, masses."""
-    g, i = lent.graph, window.layer
-    state = [f"prefix_out.{i}", f"prefix_lse.{i}", chosen[2]]
-    kept = [f"prefix_out_out.{i}", f"prefix_lse_out.{i}"]
-    kept.append(f"masses_out.{i}" if chosen[2] == f"masses.{i}" else f"layers.{i}.no_masses")
-    return g.add(
-        "PrefixBlockAttention",
-        [window.q, *keys, *numbers, *chosen[:2], f"layers.{i}.policy", *state, *more],
-        "attention",
-        more=kept,
-        domain=DOMAIN,
-        overload=overload,
-    )
-
-
-NUMBERS = ["start", "cache_len", "attn_block"]
-
-
-class FloatCache:
-    """In the body's dtype, or in float16 beside a float32 body."""
-
-    def __init__(self, half: bool = False) -> None:
-        self.half = half
-        self.overload = "sparse_fp16" if half else "sparse"
-
-    def inputs(self, i: int, spec: ModelSpec, body: int) -> Tensors:
-        kind = HALF if self.half else body
-        return {f"{name}_cache": (kind, kv_shape(spec, "capacity")) for name in "kv"}
-
-    def written(self) -> tuple[str, ...]:
-        return ("k_cache", "v_cache")
-
-    def stored(self, spec: ModelSpec, body: int) -> Tensors:
-        return {}
-
-    def attend(self, lent: Projections, window: Window, active: str, pages: str) -> str:
-        g, i = lent.graph, window.layer
-        k, v = window_keys(lent, window)
-        caches = []
-        for name, new in (("k_cache", k), ("v_cache", v)):
-            if self.half and lent.body != HALF:
-                new = g.add("Cast", [new], f"{name}_half", to=HALF)
-            caches.append(g.add_outer("TensorScatter", [f"{name}.{i}", new, "start"], f"{name}_out.{i}", axis=2))
-        return call_attention(lent, window, self.overload, [k, v, *caches], NUMBERS, [active, pages, f"masses.{i}"], [])
-
-    def functions(self, n_layers: int) -> list[onnx.FunctionProto]:
-        return [sparse_function.function_proto(self.overload)]
-
-
-class QuantizedKv:
-    def __init__(self, bits: int) -> None:
-        self.bits, self.overload = bits, f"int{bits}"
-
-    def inputs(self, i: int, spec: ModelSpec, body: int) -> Tensors:
-        heads, dim = spec.n_kv_heads, spec.head_dim
-        codes: tuple[int, list[int | str | None]] = (BYTE, [1, heads, "capacity", dim * self.bits // 8])
-        by_channel: tuple[int, list[int | str | None]] = (HALF, [1, heads, "groups", dim])
-        by_token: tuple[int, list[int | str | None]] = (HALF, [1, heads, "capacity", "channel_groups"])
-        return {
-            "k_cache": codes, "v_cache": codes, "k_scale": by_channel, "k_low": by_channel,
-            "k_tail": (REAL, kv_shape(spec, "group")), "v_scale": by_token, "v_low": by_token,
-        }  # fmt: skip
-
-    def written(self) -> tuple[str, ...]:
-        return ()
-
-    def stored(self, spec: ModelSpec, body: int) -> Tensors:
-        return {name: (body, kv_shape(spec, "window")) for name in ("k_new", "v_new")}
-
-    def attend(self, lent: Projections, window: Window, active: str, pages: str) -> str:
-        g, i = lent.graph, window.layer
-        k, v = window_keys(lent, window)
-        for name, value in (("k_new", k), ("v_new", v)):
-            g.add_outer("Identity", [value], f"{name}.{i}")
-        caches = [f"k_cache.{i}", f"v_cache.{i}"]
-        more = [f"{name}.{i}" for name in ("k_scale", "k_low", "k_tail", "v_scale", "v_low")]
-        chosen = [active, pages, f"masses.{i}"]
-        return call_attention(lent, window, self.overload, [k, v, *caches], NUMBERS, chosen, more)
-
-    def functions(self, n_layers: int) -> list[onnx.FunctionProto]:
-        return [sparse_function.function_proto(self.overload)]
 
 
 class Rematerialised:
@@ -338,6 +173,9 @@ class LayerDeltas(StoredInput):
         return self.rows, self.sum
 
 
+LATENTS: tuple[tuple[str, Axis], ...] = (("k", "channel"), ("v", "token"))
+
+
 class StoredLatent(Rematerialised):
     def __init__(self, bits: int) -> None:
         self.bits = bits
@@ -357,13 +195,13 @@ class StoredLatent(Rematerialised):
         g, i = lent.graph, window.layer
         rows = self.chosen_rows(lent, window, pages, f"k_cache.{i}")
         both = []
-        for kind, axis in (("k", "channel"), ("v", "token")):
+        for kind, axis in LATENTS:
             maps = latent_maps(lent.weight(i, kind))
             projected = lent.project(i, window.h, kind)
             to_latent = g.weight(f"layers.{i}.{kind}.to_latent", maps.to_latent.astype(g.float_dtype))
             from_latent = g.weight(f"layers.{i}.{kind}.from_latent", maps.from_latent.astype(g.float_dtype))
             g.add_outer("MatMul", [projected, to_latent], f"{kind}_new.{i}")
-            latent = self.dequantized(lent, i, kind, rows, self.bits, axis)  # type: ignore[arg-type]
+            latent = self.dequantized(lent, i, kind, rows, self.bits, axis)
             remade = g.add("MatMul", [latent, from_latent], f"{kind}_remade")
             batch = g.add("Unsqueeze", [remade, g.integers(0)], f"{kind}_batch")
             both.append(g.add("Concat", [projected, batch], f"{kind}_both", axis=1))
@@ -375,47 +213,3 @@ class StoredLatent(Rematerialised):
             dequantize_rows.function_proto(self.bits, "channel"),
             dequantize_rows.function_proto(self.bits, "token"),
         ]
-
-
-class WholeSequence:
-    """Full attention only. It has no use for SelectPages, so `active` and `pages` are empty names."""
-
-    overload = ""
-
-    def inputs(self, i: int, spec: ModelSpec, body: int) -> Tensors:
-        return {}
-
-    def written(self) -> tuple[str, ...]:
-        return ()
-
-    def stored(self, spec: ModelSpec, body: int) -> Tensors:
-        return {}
-
-    def attend(self, lent: Projections, window: Window, active: str, pages: str) -> str:
-        i = window.layer
-        return lent.graph.add(
-            pattern_attention.OPERATOR,
-            [window.q, *window_keys(lent, window), f"layers.{i}.policy", f"pattern.{i}"],
-            "attention",
-            more=[f"pattern_out.{i}", f"stats.{i}"],
-            domain=DOMAIN,
-        )
-
-    def functions(self, n_layers: int) -> list[onnx.FunctionProto]:
-        return [pattern_attention.function_proto()]
-
-
-def cache_nodes(layout: str, n_layers: int) -> CacheNodes:
-    """Of a layout that runtime/layouts knows."""
-    kind = layout_kind(layout)
-    if kind.form == "none":
-        return WholeSequence()
-    if kind.form == "float":
-        return FloatCache(half=kind.bits == 16)
-    if kind.form == "kv":
-        return QuantizedKv(kind.bits)
-    if kind.form == "x":
-        return StoredInput(kind.bits)
-    if kind.form == "latent":
-        return StoredLatent(kind.bits)
-    return LayerDeltas(kind.bits, n_layers)
