@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from dlm_edge.bundle import is_bundle, open_bundle
+from dlm_edge.cache_choice import parse_cache
 from dlm_edge.checkpoint import Checkpoint, open_checkpoint
 from dlm_edge.errors import UsageProblem
 from dlm_edge.exported_size import FLOAT_BYTES, PackedForm, exported_bytes, forms_of, latent_bytes
@@ -90,9 +91,11 @@ def estimate(
 
 def _quantized(checkpoint: Checkpoint, recipe: str) -> tuple[Exported, dict[str, Any]]:
     """The model after its quantization, and what that takes; raises E-QUANT and E-USAGE as the job would."""
+    from dlm_edge.quant.memory_estimate import estimate_ram
     from dlm_edge.quant.pipeline import make_options
     from dlm_edge.quant.plan import OUTER_BITS, make_plan
-    from dlm_edge.quant.resources import SMALL_FILES_BYTES, estimate_ram, estimate_seconds
+    from dlm_edge.quant.resources import SMALL_FILES_BYTES
+    from dlm_edge.quant.time_estimate import estimate_seconds
 
     options = make_options(recipe=recipe)
     plan, form = make_plan(checkpoint, options), options.recipe
@@ -133,8 +136,6 @@ def _layouts(exported: Exported, asked: Sequence[str]) -> list[tuple[str, int]]:
     """Layouts and groups, each once: those asked for, or all that fit, the bundle's own first."""
     spec, own = exported.spec, exported.own
     if asked:
-        from dlm_edge.export.pipeline import parse_cache
-
         return list(dict.fromkeys(parse_cache(text, "cpu", spec) for text in asked))
     return list(dict.fromkeys([*([own] if own else []), *fitting_layouts(spec).items()]))
 

@@ -13,17 +13,17 @@ import msgspec
 from dlm_edge.errors import UsageProblem
 from dlm_edge.families.spec import ModelSpec
 from dlm_edge.runtime.attention import AttentionSettings
+from dlm_edge.runtime.budget import attention_bytes, cache_bytes
 from dlm_edge.runtime.denoise import DecodeSettings
 from dlm_edge.runtime.layouts import (
     LAYOUTS,
     CacheShape,
-    PageBounds,
+    bytes_per_token,
     default_group,
     fitting_layout,
     layout_kind,
     open_layout,
 )
-from dlm_edge.runtime.sequence_memory import CAPACITY_STEP
 
 PROCESS_BYTES = 80 << 20  # Python, NumPy, ONNX Runtime, the operator library, a tokenizer and a graph
 FLOAT = 4
@@ -54,13 +54,10 @@ def run_memory(
     spec: ModelSpec, layout: str, group: int, context: int, weight_bytes: int, *, is_own: bool = False
 ) -> RunMemory:
     """Of one request whose prompt and text together have `context` tokens."""
-    capacity = math.ceil(context / CAPACITY_STEP) * CAPACITY_STEP
-    one_group = open_layout(layout, CacheShape.of(spec), group, group=group)
-    per_token = one_group.bytes_per_token
     parts = {
         "process_bytes": PROCESS_BYTES,
         "weight_bytes": weight_bytes,
-        "cache_bytes": math.ceil(capacity * per_token) + one_group.fixed_bytes,
+        "cache_bytes": cache_bytes(spec, layout, group, context),
         "activation_bytes": activation_bytes(spec, layout, context),
         "logit_bytes": LOGIT_COPIES * FLOAT * spec.conventions.sub_block_length * spec.vocab_size,
     }
@@ -69,8 +66,8 @@ def run_memory(
         cache=layout,
         is_own=is_own,
         ram_bytes=sum(parts.values()),
-        cache_bytes_per_token=per_token,
-        sparse_bytes=sparse_bytes(spec, layout, capacity),
+        cache_bytes_per_token=bytes_per_token(layout, CacheShape.of(spec), group=group),
+        sparse_bytes=sparse_bytes(spec, layout, context),
         **parts,
     )
 
@@ -93,15 +90,11 @@ def activation_bytes(spec: ModelSpec, layout: str, context: int) -> int:
     return math.ceil(FLOAT * (values + rows * spec.n_layers * stored.get(form, 0)))
 
 
-def sparse_bytes(spec: ModelSpec, layout: str, capacity: int) -> int:
-    """Queries and prefix results of a block's rows, and int8 bounds of the smallest pages that are the default."""
-    if layout_kind(layout).form == "none":
-        return 0
-    page = AttentionSettings().page_size
-    rows = spec.n_layers * spec.n_heads * spec.conventions.block_length * (3 * spec.head_dim + 1)
-    masses = spec.n_layers * spec.n_kv_heads * capacity // page
-    bounds = PageBounds(CacheShape.of(spec), page, page)
-    return FLOAT * (rows + masses) + math.ceil(bounds.bytes_per_token * capacity) + bounds.fixed_bytes
+def sparse_bytes(spec: ModelSpec, layout: str, context: int) -> int:
+    """Of the policy that keeps most. Without a cache that is the pattern of `sparsed`."""
+    policy = "sparsed" if layout_kind(layout).form == "none" else "losa"
+    settings = AttentionSettings(policy=policy, selector="bounds")
+    return attention_bytes(spec, layout, settings, context, spec.conventions.block_length)
 
 
 def fitting_layouts(spec: ModelSpec) -> dict[str, int]:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import onnx
 
 import dlm_edge
 from dlm_edge import files, kernels
 from dlm_edge.bundle import MANIFEST_NAME, MANIFEST_SCHEMA, FileEntry, Manifest
+from dlm_edge.cache_choice import BODY, DEFAULT_CACHE, parse_cache
 from dlm_edge.checkpoint import Checkpoint, open_checkpoint
 from dlm_edge.checkpoint.chat_template import read_chat_template
 from dlm_edge.errors import ResourceError, UsageProblem
@@ -22,17 +22,15 @@ from dlm_edge.export.external_data import ExternalData, data_path
 from dlm_edge.export.graph import OPSET, StepGraph
 from dlm_edge.export.n_bits import Precision
 from dlm_edge.export.verify import make_prompts, verify
-from dlm_edge.families.spec import ModelSpec
-from dlm_edge.journal import JOURNAL, WorkFolder, free_bytes
+from dlm_edge.files import free_bytes
+from dlm_edge.journal import JOURNAL
 from dlm_edge.memory import peak_rss_bytes
-from dlm_edge.runtime.layouts import CacheShape, default_group, fitting_layout, open_layout
+from dlm_edge.work_folder import WorkFolder
 
 GRAPH_NAME = "model.onnx"
 COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE", "LICENSE.txt", "LICENSE.md")
 TARGETS = ("cpu", "cuda")
-DEFAULT_CACHE = {"cpu": "kv-fp32", "cuda": "kv-fp16"}
 ACCURACIES = ("fast", "exact")
-BODY: dict[str, np.dtype[Any]] = {"cpu": np.dtype(np.float32), "cuda": np.dtype(np.float16)}
 
 
 class ExportReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,29 +109,6 @@ def export(
         seconds=time.perf_counter() - started,
         peak_rss_bytes=peak_rss_bytes(),
     )
-
-
-def parse_cache(text: str, target: str, spec: ModelSpec) -> tuple[str, int]:
-    """Layout and group of LAYOUT[,group=N], as this model has them. Raises E-PARAM."""
-    name, *options = text.split(",")
-    shape = CacheShape.of(spec)
-    name = fitting_layout({"kv": DEFAULT_CACHE[target]}.get(name, name), shape)
-    if name == "none" and spec.conventions.attention != "full":
-        message = f"--cache {text}: {spec.family} stores finished blocks, and needs a cache for them"
-        raise UsageProblem("E-PARAM", message, "none is for full attention; use kv")
-    if name == "none" and options:
-        raise UsageProblem("E-PARAM", f"--cache {text}: nothing is stored, in groups or otherwise", "--cache none")
-    group = default_group(name)
-    for option in options:
-        key, _, value = option.partition("=")
-        if key != "group" or not value.isdigit():
-            raise UsageProblem("E-PARAM", f"--cache {text}: {option!r} is no option", "as in kv-int4,group=64")
-        group = int(value)
-    open_layout(name, shape, 0, group=group)
-    if name == "kv-fp32" and BODY[target] != np.float32:
-        message = f"a cache of {name} was asked for, and the graph of the target {target} computes in {BODY[target]}"
-        raise UsageProblem("E-PARAM", message, "--cache kv-fp16")
-    return name, group
 
 
 def write_graph(

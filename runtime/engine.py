@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,18 +11,19 @@ from types import TracebackType
 from typing import Any, Self
 
 from dlm_edge.bundle import Bundle, open_bundle
-from dlm_edge.errors import EnvironmentProblem, ResourceError, UsageProblem
+from dlm_edge.errors import EnvironmentProblem, UsageProblem
 from dlm_edge.families.spec import ModelSpec
 from dlm_edge.kernels import OPERATOR_VERSION
-from dlm_edge.runtime.blocks import grid_edges
-from dlm_edge.runtime.denoise import check_request, lay_out
+from dlm_edge.runtime.budget import attention_bytes, cache_bytes, check_budget, parse_bytes
+from dlm_edge.runtime.cache import largest_step_window
+from dlm_edge.runtime.denoise import DecodeSettings, check_request, lay_out
 from dlm_edge.runtime.events import Event, Result
 from dlm_edge.runtime.job import Job
 from dlm_edge.runtime.job_runner import JobRunner
 from dlm_edge.runtime.layouts import CacheShape, bytes_per_token
 from dlm_edge.runtime.ort_step_model import OrtStepModel
 from dlm_edge.runtime.samplers import SAMPLERS
-from dlm_edge.runtime.sequence_memory import CAPACITY_STEP, NO_IDS
+from dlm_edge.runtime.sequence_memory import NO_IDS
 from dlm_edge.runtime.session import open_session
 from dlm_edge.runtime.settings import GenerateSettings, resolve, with_bundle_defaults
 from dlm_edge.runtime.step_model import StepModel
@@ -32,7 +32,6 @@ from dlm_edge.runtime.text import TextCodec
 from dlm_edge.runtime.worker import Worker
 
 Prompt = str | Sequence[int] | Sequence[Message]
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +47,7 @@ class Parts:
     native_operators: bool
     weight_bytes: int = 0
     cache_layout: str = "kv-fp32"
+    cache_group: int = 128
     cache_bytes_per_position: int = 0
     bundle_hash: str = ""
     memory_budget: int | None = None
@@ -88,7 +88,7 @@ class Engine:
         weights = sum(entry.size for entry in manifest.files if entry.name.startswith("model.onnx"))
         shape = CacheShape.of(spec)
         per_position = math.ceil(bytes_per_token(manifest.cache_layout, shape, group=manifest.cache_group))
-        check_budget(budget, weights, per_position * CAPACITY_STEP)
+        check_budget(budget, weights, cache_bytes(spec, manifest.cache_layout, manifest.cache_group, 1))
         codec = TextCodec.read(bundle.tokenizer_path, spec)
         opened = open_session(bundle.graph_path, device=device, threads=threads, target=manifest.target)
         return cls(
@@ -102,6 +102,7 @@ class Engine:
                 native_operators=opened.native_operators,
                 weight_bytes=weights,
                 cache_layout=manifest.cache_layout,
+                cache_group=manifest.cache_group,
                 cache_bytes_per_position=per_position,
                 bundle_hash=bundle.graph_hash,
                 memory_budget=budget,
@@ -197,6 +198,16 @@ class Engine:
             raise UsageProblem("E-STATE", f"caches on {self.device} cannot be saved or loaded yet", "use --device cpu")
         return self.parts.model
 
+    def _working_bytes(self, ids: Sequence[int], decode: DecodeSettings) -> int:
+        """What a request takes beside the weights. What `lay_out` refuses is refused here, and not on the worker."""
+        parts, conventions = self.parts, self.parts.spec.conventions
+        blocks, canvas = lay_out(conventions, ids, decode)
+        positions = len(canvas.ids)
+        rows = largest_step_window(decode.cache, blocks, positions, conventions.logit_shift)
+        scores = 4 * decode.sub_block_length * parts.spec.vocab_size
+        caches = cache_bytes(parts.spec, parts.cache_layout, parts.cache_group, positions)
+        return scores + caches + attention_bytes(parts.spec, parts.cache_layout, decode.attention, positions, rows)
+
     def close(self) -> None:
         """Cancel everything and end the worker. Closing again does nothing."""
         if self._worker.is_own_thread():
@@ -230,11 +241,7 @@ class Engine:
         sampler = SAMPLERS[chosen.sampler or ""]
         check_context(parts.spec, len(ids), decode.gen_len)
         check_request(parts.spec.conventions, ids, sampler)
-        lay_out(parts.spec.conventions, ids, decode)  # what it refuses is refused here, and not on the worker
-        _, end = grid_edges(parts.spec.conventions, len(ids), decode.gen_len, decode.block_length)
-        capacity = -(-end // CAPACITY_STEP) * CAPACITY_STEP
-        logits = 4 * decode.sub_block_length * parts.spec.vocab_size
-        check_budget(parts.memory_budget, parts.weight_bytes, capacity * parts.cache_bytes_per_position + logits)
+        check_budget(parts.memory_budget, parts.weight_bytes, self._working_bytes(ids, decode))
         job = Job(ids, decode, sampler, self._worker, on_event=on_event, is_watched=is_watched)
         self._worker.put(job)
         return job
@@ -253,23 +260,6 @@ def check_context(spec: ModelSpec, prompt_tokens: int, gen_len: int) -> None:
             f"a prompt of {prompt_tokens} tokens and {gen_len} new ones exceed the context of {spec.max_positions}"
         )
         raise UsageProblem("E-CONTEXT", message, "shorten the prompt, or ask for fewer tokens")
-
-
-def check_budget(budget: int | None, weights: int, working: int) -> None:
-    if budget is not None and weights + working > budget:
-        message = f"{weights} bytes of weights and {working} of caches and scores exceed the budget of {budget}"
-        raise ResourceError("E-MEM", message, "raise the budget, shorten the request, or export fewer bits per weight")
-
-
-def parse_bytes(value: int | str | None) -> int | None:
-    """Bytes from 6442450944, "6GiB" or "1.5 GB". Raises E-PARAM."""
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
-        return value
-    text = value.lower() if isinstance(value, str) else ""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(|[kmg]i?)b?\s*", text)
-    if match is None or float(match[1]) <= 0:
-        raise UsageProblem("E-PARAM", f"memory_budget is {value!r}", 'give bytes, or a size like "6GiB"')
-    return int(float(match[1]) * UNITS[match[2]])
 
 
 def read_template(bundle: Bundle, codec: TextCodec) -> ChatTemplate | None:

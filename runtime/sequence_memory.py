@@ -69,6 +69,8 @@ class SequenceMemory:
                     copy_state(old, self.bounds, self.spec.n_layers)
             if not attention.needs_bounds:
                 self.bounds.reset()  # they will not follow what is stored from now on
+            elif self.form == "float":
+                self.bound_stored_keys()
             shapes = self.state_shapes(max_rows if policy.keeps_rows else 1)
             if shapes != {name: array.shape for name, array in self.state.items()}:
                 self.state = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
@@ -77,6 +79,13 @@ class SequenceMemory:
             message = f"the caches for {capacity} positions do not fit into memory: {error}"
             raise ResourceError("E-MEM", message, "shorten the prompt or the output") from error
         return before != (id(self.layout), id(self.bounds), *(array.shape for array in self.state.values()))
+
+    def bound_stored_keys(self) -> None:
+        """Bounds of what was stored while nobody asked for them, so that the prompt need not be computed again."""
+        start, end = self.bounds.cursor, self.layout.cursor
+        if start < end:
+            for layer in range(self.spec.n_layers):
+                self.bounds.append(layer, start, self.keys(layer, start, end, {}))
 
     def forget(self) -> None:
         """Nothing is stored any more; the arrays stay."""

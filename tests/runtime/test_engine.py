@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from dlm_edge.errors import DlmEdgeError, JobError, ResourceError, UsageProblem
+from dlm_edge.errors import DlmEdgeError, JobError, UsageProblem
 from dlm_edge.runtime import Finished, Frame, Started, Text
-from dlm_edge.runtime.engine import Engine, parse_bytes
+from dlm_edge.runtime.engine import Engine
 from tests.runtime.conftest import toy_parts
 from tests.runtime.toy import ToyModel
 from tests.tiny import EOS_ID, MASK_ID, PAD_ID, VOCAB_SIZE
@@ -292,21 +292,6 @@ def test_bad_ids_are_refused(make_engine, ids):
     with pytest.raises(UsageProblem) as error:
         make_engine().generate(ids)
     assert code_of(error) == "E-PROMPT"
-
-
-def test_memory_budget():
-    assert [parse_bytes(v) for v in (None, 5, "6GiB", "1.5 GB", "100", "2k")] == [
-        None, 5, 6 << 30, 1_500_000_000, 100, 2000,
-    ]  # fmt: skip
-    for bad in (0, -1, "", "x", "1 TB", True, 1.5, "0"):
-        with pytest.raises(UsageProblem):
-            parse_bytes(bad)
-
-
-def test_budget_below_the_weights_is_refused(bundles):
-    with pytest.raises(ResourceError) as error:
-        Engine.open(bundles["sdar"][1], memory_budget="10k")
-    assert code_of(error) == "E-MEM" and "10000" in error.value.message
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -69,14 +69,16 @@ def test_another_prompt_after_loading_is_not_contaminated(saved):
     assert found.reused_tokens == 0 and found.token_ids == expected
 
 
-def test_policies_with_page_bounds_compute_the_prompt_again(saved):
-    engine, _, path = saved()
+@pytest.mark.parametrize(("layout", "reused"), [("kv-fp32", 96), ("kv-fp16", 96), ("kv-int4", 0), ("x-int4", 0)])
+def test_page_bounds_come_from_stored_floats_or_the_prompt_is_computed_again(saved, layout, reused):
+    engine, _, path = saved(layout=layout)
     quest = STATIC | {"attention": "quest", "budget": 16, "page_size": 8}
     forget_all(engine)
     expected = engine.generate(prompt_of(100), **quest)
     engine.load_prompt_cache(path)
     found = engine.generate(prompt_of(100), **quest)
-    assert found.reused_tokens == 0 and found.token_ids == expected.token_ids
+    assert found.reused_tokens == reused and found.token_ids == expected.token_ids
+    assert found.density == expected.density
 
 
 def test_a_saved_file_is_the_same_again(saved, tmp_path):
