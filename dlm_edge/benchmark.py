@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,13 @@ def benchmark(
     threads: int | None = None,
     sampler: str = "threshold",
     threshold: float = 0.9,
+    attention: Sequence[Mapping[str, Any]] = ({"attention": "dense"},),
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> BenchReport:
     """Generate exactly `new_tokens` after random prompts of each length; one warm-up, then the median of `repeats`.
+
+    `attention`: settings of each policy to be timed, such as {"attention": "losa", "budget": 256}; a row for each.
 
     Random prompts say nothing about quality, and how many tokens a step commits on them is not what real text gives:
     compare `seconds_per_forward`, or use `sampler="static"`.
@@ -55,14 +58,18 @@ def benchmark(
         usable = np.setdiff1d(np.arange(engine.spec.vocab_size), reserved_ids(engine))
         for n in prompt_tokens:
             prompt = rng.choice(usable, n).tolist()
-            results: list[Result] = []
+            results: list[list[Result]] = [[] for _ in attention]
             for repeat in range(repeats + 1):
-                say(f"prompt {n}, " + (f"repeat {repeat} of {repeats}" if repeat else "warm-up"))
-                engine.forget_prompt()  # prefill is part of what is measured
-                results.append(engine.generate(prompt, max_new_tokens=new_tokens, stop_at_eos=False, **options))
-            rows.append(summarise(n, new_tokens, results[1:]))
-            phases["prefill"] += sum(r.prefill_seconds for r in results[1:])
-            phases["steps"] += sum(r.seconds - r.prefill_seconds for r in results[1:])
+                for policy, found in zip(attention, results, strict=True):  # in turns: a busy moment hits all of them
+                    said = f"repeat {repeat} of {repeats}" if repeat else "warm-up"
+                    say(f"prompt {n}, {policy['attention']}, {said}")
+                    engine.forget_prompt()  # prefill is part of what is measured
+                    request = options | dict(policy)
+                    found.append(engine.generate(prompt, max_new_tokens=new_tokens, stop_at_eos=False, **request))
+            for policy, (_, *timed) in zip(attention, results, strict=True):
+                rows.append(dict(policy) | summarise(n, new_tokens, timed))
+                phases["prefill"] += sum(r.prefill_seconds for r in timed)
+                phases["steps"] += sum(r.seconds - r.prefill_seconds for r in timed)
     return BenchReport(
         machine={"processor": processor(), "system": platform.platform(), "threads": threads},
         versions={"dlm-edge": __version__, "onnxruntime": onnxruntime.__version__, "python": platform.python_version()},
@@ -87,6 +94,10 @@ def summarise(prompt_tokens: int, new_tokens: int, results: Sequence[Result]) ->
         "seconds_per_forward": statistics.median(per_forward),
         "effective_tokens_per_s": new_tokens / statistics.median(seconds),
         "steps_per_token": statistics.median(r.steps_per_token or 0.0 for r in results),
+        "steps_per_block": statistics.median(r.steps / max(r.blocks, 1) for r in results),
+        "density": statistics.median(r.density for r in results),
+        "active_rows": statistics.median(r.active_rows for r in results),
+        "pages_read": statistics.median(r.pages_read for r in results),
         "peak_rss_bytes": peak_rss_bytes(),
         "spread": max(seconds) / min(seconds),
     }

@@ -34,7 +34,7 @@ def report_page(model: str, rows: Sequence[DemoRow], reports: Mapping[str, EvalR
         f"<p class=note>dlm-edge {__version__}, {escape(platform.platform())}, Python {platform.python_version()}, "
         f"sampler {escape(first.sampler)}, {first.samples} task samples, seed {first.seed}</p>",
         html_table(
-            ["", "size", "masked NLL", "exact match", "steps per token", "effective tokens/s"],
+            ["", "size", "masked NLL", "exact match", "steps per token", "steps per block", "density", "tokens/s"],
             [
                 [
                     row.name,
@@ -42,6 +42,8 @@ def report_page(model: str, rows: Sequence[DemoRow], reports: Mapping[str, EvalR
                     f"{row.masked_nll:.4f} nats",
                     f"{row.exact_match:.1%}",
                     f"{row.steps_per_token:.2f}",
+                    f"{reports[row.name].steps_per_block:.1f}",
+                    f"{reports[row.name].density:.2f}",
                     f"{row.effective_tokens_per_s:.0f}",
                 ]
                 for row in rows

@@ -203,6 +203,7 @@ class Density:
     """What steps with a prefix read of it, as a share of what dense attention reads; sums over steps and layers."""
 
     read: float = 0.0
+    pages: float = 0.0
     whole: float = 0.0
     active: float = 0.0
     rows: float = 0.0
@@ -212,6 +213,7 @@ class Density:
         for active, pages, valid, bounds in stats.tolist():
             if valid:
                 self.read += (pages + bounds) / valid
+                self.pages += pages
                 self.whole += 1
                 self.active += active
                 self.rows += n_rows
@@ -220,6 +222,11 @@ class Density:
     def share(self) -> float:
         """Of the prefix's bytes, page bounds counted with them; 1 where nothing had a prefix."""
         return self.read / self.whole if self.whole else 1.0
+
+    @property
+    def pages_read(self) -> float:
+        """Mean over steps and layers, of one K/V head."""
+        return self.pages / self.whole if self.whole else 0.0
 
     @property
     def active_share(self) -> float:

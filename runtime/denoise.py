@@ -48,6 +48,7 @@ class Stats:
     blocks: int = 0  # blocks begun that had something to fill
     density: float = 1.0  # of prefix K/V read by the steps, page bounds included; sparsed: of pairs of blocks
     active_rows: float = 1.0  # share of the steps' rows that attended to the prefix afresh
+    pages_read: float = 0.0  # by a step with a prefix, of each layer and K/V head
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +90,9 @@ def denoise(
     except (_Stop, Terminated):
         loop.stats.stop_reason = "cancelled"
     loop.stats.forward_passes = loop.model.passes
-    loop.stats.density, loop.stats.active_rows = loop.model.density.share, loop.model.density.active_share
-    return canvas.final_tokens(settings.stop_ids)[0], loop.stats
+    stats, read = loop.stats, loop.model.density
+    stats.density, stats.active_rows, stats.pages_read = read.share, read.active_share, read.pages_read
+    return canvas.final_tokens(settings.stop_ids)[0], stats
 
 
 def check_request(conventions: Conventions, prompt_ids: Sequence[int], sampler: Sampler) -> None:

@@ -26,10 +26,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     effective_tokens_per_s: float
     blocks: int
-    density: (
-        float  # share of the prefix K/V (sparsed: of pairs of blocks) that steps read, page bounds included; 1: dense
-    )
+    density: float  # share of the prefix K/V (sparsed: pairs of blocks) that steps read, page bounds included; 1: dense
     active_rows: float  # share of the steps' rows that attended to the prefix afresh
+    pages_read: float  # by a step with a prefix, of each layer and K/V head; without sparse attention the prefix is one
     seed: int
 
 

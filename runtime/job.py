@@ -178,5 +178,6 @@ def empty_result(job: Job) -> Result:
         blocks=0,
         density=1.0,
         active_rows=1.0,
+        pages_read=0.0,
         seed=job.settings.sampling.seed,
     )

@@ -83,5 +83,6 @@ def make_result(job: Job, text: str, tokens: list[int], stats: Stats, seconds: f
         blocks=stats.blocks,
         density=stats.density,
         active_rows=stats.active_rows,
+        pages_read=stats.pages_read,
         seed=job.settings.sampling.seed,
     )

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
+from dlm_edge.cli.attention_options import NAMES, for_each_policy, policy_options, take_attention
 from dlm_edge.cli.output import print_json, progress_line, size, table
+
+HEADING = (
+    "attention", "prompt", "new", "prefill s", "s/forward", "tokens/s", "steps/token", "steps/block", "density",
+    "active rows", "peak memory", "spread",
+)  # fmt: skip
 
 
 @click.command("bench")
@@ -15,6 +23,15 @@ from dlm_edge.cli.output import print_json, progress_line, size, table
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--sampler", type=click.Choice(["static", "threshold"]), default="threshold", show_default=True)
 @click.option("--threshold", type=click.FloatRange(0, 2), default=0.9, show_default=True)
+@click.option(
+    "--attention",
+    "policies",
+    multiple=True,
+    default=("dense",),
+    show_default=True,
+    help=NAMES + " Several times: each.",
+)
+@policy_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     artefact: str,
@@ -24,7 +41,9 @@ def command(
     repeats: int,
     sampler: str,
     threshold: float,
+    policies: tuple[str, ...],
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Time prompts of random tokens; medians, with the steps per token beside every speed."""
     import msgspec
@@ -39,22 +58,27 @@ def command(
         threads=threads,
         sampler=sampler,
         threshold=threshold,
+        attention=for_each_policy(policies, take_attention(options)),
         progress=progress_line,
     )
     if as_json:
         print_json(msgspec.to_builtins(report))
         return
     print(f"{report.machine['processor']}, {report.setting['sampler']}, median of {repeats}")
-    rows = [["prompt", "new", "prefill s", "s/forward", "tokens/s", "steps/token", "peak memory", "spread"]]
+    rows = [list(HEADING)]
     for row in report.rows:
         rows.append(
             [
+                row["attention"],
                 str(row["prompt_tokens"]),
                 str(row["new_tokens"]),
                 f"{row['prefill_seconds']:.3f}",
                 f"{row['seconds_per_forward']:.4f}",
                 f"{row['effective_tokens_per_s']:.1f}",
                 f"{row['steps_per_token']:.2f}",
+                f"{row['steps_per_block']:.1f}",
+                f"{row['density']:.2f}",
+                f"{row['active_rows']:.2f}",
                 size(row["peak_rss_bytes"]),
                 f"{row['spread']:.2f}",
             ]

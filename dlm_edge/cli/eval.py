@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
+from dlm_edge.cli.attention_options import NAMES, for_each_policy, policy_options, take_attention
 from dlm_edge.cli.output import print_json, progress_line, table
 
 
@@ -17,6 +20,8 @@ from dlm_edge.cli.output import print_json, progress_line, table
 @click.option("--samples", type=click.IntRange(1), help="Samples per task, instead of the suite's number.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Threads of the model; default: all cores.")
+@click.option("--attention", "policy", default="dense", show_default=True, help=NAMES)
+@policy_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     artefact: str,
@@ -28,9 +33,14 @@ def command(
     samples: int | None,
     seed: int,
     threads: int | None,
+    policy: str,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Masked NLL on held-out Python sources and exact match on seeded tasks."""
+    """Masked NLL on held-out Python sources and exact match on seeded tasks.
+
+    Sparse attention is for the tasks; the NLL is always that of dense attention.
+    """
     import msgspec
 
     from dlm_edge.evaluation.evaluate import evaluate
@@ -45,6 +55,7 @@ def command(
         samples=samples,
         seed=seed,
         threads=threads,
+        attention=for_each_policy((policy,), take_attention(options))[0],
         progress=progress_line,
     )
     if as_json:
@@ -61,6 +72,9 @@ def command(
     print(table(rows))
     print(f"all tasks         {report.exact_match:.1%} +- {report.exact_match_se:.1%}, sampler {report.sampler}")
     print(f"steps per token   {report.steps_per_token:.3f}")
+    print(f"steps per block   {report.steps_per_block:.2f}")
+    if policy != "dense":
+        print(f"density           {report.density:.3f} with {policy}, active rows {report.active_rows:.3f}")
     print(f"speed             {report.effective_tokens_per_s:.1f} effective tokens/s")
     if report.commit_flip_rate is not None:
         print(f"against {against}: NLL {report.delta_nll:+.4f} +- {report.delta_nll_se:.4f} nats/token", end="")

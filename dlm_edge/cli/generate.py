@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dlm_edge.cli.attention_options import attention_options
 from dlm_edge.cli.output import print_json
 from dlm_edge.errors import InputFileError, Stopped, UsageProblem
 
@@ -38,18 +39,7 @@ CACHES = {"prefix_cache": "prefix", "dual_cache": "dual", "no_cache": "none"}
 @click.option("--prefix-cache", is_flag=True, help="Full attention: store K/V before the block. Approximate.")
 @click.option("--dual-cache", is_flag=True, help="Full attention: store K/V around the block. Approximate.")
 @click.option("--no-cache", is_flag=True, help="Compute the whole sequence at every step.")
-@click.option("--attention", metavar="NAME", help="dense, losa, quest, mage, flashblock or sparsed: what steps read.")
-@click.option("--budget", type=int, metavar="N", help="losa, quest, mage: prompt tokens that each query reads.")
-@click.option("--page-size", type=int, metavar="N", help="losa, quest, mage, sparsed: tokens that are chosen together.")
-@click.option("--sink-pages", type=int, metavar="N", help="Pages at the beginning that are always read.")
-@click.option("--recent-pages", type=int, metavar="N", help="Pages before the block that are always read.")
-@click.option("--active", type=float, metavar="SHARE", help="losa: rows of a block that attend afresh in each step.")
-@click.option("--drift", type=float, metavar="X", help="losa: renew a row when its query has moved further.")
-@click.option("--selector", metavar="NAME", help="losa: choose pages by attention of the first step, or by bounds.")
-@click.option("--dense-layers", type=int, metavar="N", help="The first N layers always read everything.")
-@click.option("--changed", type=int, metavar="N", help="flashblock: read the prompt again after N new tokens.")
-@click.option("--keep", type=float, metavar="SHARE", help="sparsed: blocks of the text that each block reads.")
-@click.option("--skip", type=float, metavar="X", help="sparsed: share of new tokens, or steps, before it begins.")
+@attention_options
 @click.option("--prompt-cache", metavar="FILE", help="Begin with what FILE keeps of a prompt; write FILE at the end.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--threads", type=int, metavar="N", help="Default: one per core.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from dlm_edge.errors import UsageProblem
 from dlm_edge.evaluation.commit_flips import count_flips, record_steps
 from dlm_edge.evaluation.masked_nll import MaskedNll, masked_nll, standard_error, text_windows
 from dlm_edge.evaluation.tasks import LONG_TASKS, SHORT_TASKS, Sample, make_samples
-from dlm_edge.runtime import Engine
+from dlm_edge.runtime import Engine, Result
 from dlm_edge.runtime.denoise import DecodeSettings
 from dlm_edge.runtime.samplers import SAMPLERS
 from dlm_edge.runtime.scores import Sampling
@@ -47,6 +47,9 @@ class EvalReport(msgspec.Struct, kw_only=True):
     exact_match: float
     exact_match_se: float
     steps_per_token: float
+    steps_per_block: float
+    density: float
+    active_rows: float
     effective_tokens_per_s: float
     commit_flip_rate: float | None = None
     delta_nll: float | None = None
@@ -69,10 +72,12 @@ def evaluate(
     samples: int | None = None,
     seed: int = 0,
     threads: int | None = None,
+    attention: Mapping[str, Any] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> EvalReport:
     """Measure the bundle or checkpoint `artefact`; sets of samples follow from `seed` and are the same for all.
 
+    `attention`: settings of sparse attention for the tasks, such as {"attention": "losa"}; the NLL is of dense attention.
     `tasks` and `samples` replace the suite's choice of tasks and its number of samples per task.
     """
     say = progress or (lambda _: None)
@@ -80,7 +85,8 @@ def evaluate(
     bundle = resolve_bundle(artefact)
     say(f"masked NLL over {SUITES[suite].windows} windows of held-out text")
     own, bytes_per_token = score_text(bundle, SUITES[suite].windows, seed, threads)
-    scored = score_tasks(bundle, plan, sampler, threshold, seed, threads, say)
+    options = decoding_options(sampler, threshold) | dict(attention or {})
+    scored = score_tasks(bundle, plan, options, seed, threads, say)
     matches = sum(s["exact_match"] * s["n"] for s in scored.tasks.values())
     asked = sum(s["n"] for s in scored.tasks.values())
     report = EvalReport(
@@ -92,6 +98,9 @@ def evaluate(
         exact_match=matches / asked,
         exact_match_se=binomial_error(matches / asked, asked),
         steps_per_token=scored.forward_passes / max(scored.new_tokens, 1),
+        steps_per_block=scored.steps / max(scored.blocks, 1),
+        density=scored.density / max(scored.steps, 1),
+        active_rows=scored.active_rows / max(scored.steps, 1),
         effective_tokens_per_s=scored.new_tokens / scored.seconds,
         sampler=sampler if sampler == "static" else f"{sampler} {threshold}",
         suite=suite,
@@ -126,24 +135,39 @@ def read_tokenizer(bundle: Path) -> Tokenizer:
     return Tokenizer.from_file(str(open_bundle(bundle).tokenizer_path))
 
 
+def decoding_options(sampler: str, threshold: float) -> dict[str, Any]:
+    return {"sampler": sampler} | ({"threshold": threshold} if sampler == "threshold" else {})
+
+
 class TaskScores(msgspec.Struct):
     tasks: dict[str, dict[str, Any]]
     forward_passes: int = 0
     new_tokens: int = 0
     seconds: float = 0.0
+    steps: int = 0
+    blocks: int = 0
+    density: float = 0.0  # this and the next: sums over requests, weighted by their steps
+    active_rows: float = 0.0
+
+    def add(self, result: Result) -> None:
+        self.forward_passes += result.forward_passes
+        self.new_tokens += result.new_tokens
+        self.seconds += result.seconds
+        self.steps += result.steps
+        self.blocks += result.blocks
+        self.density += result.steps * result.density
+        self.active_rows += result.steps * result.active_rows
 
 
 def score_tasks(
     bundle: Path,
     plan: dict[str, int],
-    sampler: str,
-    threshold: float,
+    options: dict[str, Any],
     seed: int,
     threads: int | None,
     say: Callable[[str], None],
 ) -> TaskScores:
     scores = TaskScores({})
-    options: dict[str, Any] = {"sampler": sampler} | ({"threshold": threshold} if sampler == "threshold" else {})
     tokenizer = read_tokenizer(bundle)
     with Engine.open(bundle, threads=threads) as engine:
         for name, count in plan.items():
@@ -151,9 +175,7 @@ def score_tasks(
             for sample in make_samples(name, count, seed):
                 result = engine.generate(sample.prompt, max_new_tokens=answer_length(tokenizer, sample), **options)
                 right += sample.is_correct(result.text)
-                scores.forward_passes += result.forward_passes
-                scores.new_tokens += result.new_tokens
-                scores.seconds += result.seconds
+                scores.add(result)
             accuracy = right / count
             scores.tasks[name] = {
                 "exact_match": accuracy,
