@@ -48,7 +48,7 @@ class Canvas:
         self.ids[: self.prompt_len] = prompt_ids
         self.is_masked = np.arange(end) >= self.prompt_len
         for offset, token in fixed.items():
-            assert 0 <= offset < gen_len, offset
+            assert 0 <= offset < end - self.prompt_len, offset
             self.ids[self.prompt_len + offset], self.is_masked[self.prompt_len + offset] = token, False
         self.confidence = np.zeros(end, np.float32)  # of the commit, or of the latest prediction while masked
 

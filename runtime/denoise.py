@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -32,14 +32,21 @@ class DecodeSettings:
     refresh_every: int | None = None  # approximate caches: None refreshes at the start of each block only
     sampling: Sampling = field(default_factory=Sampling)
     stop_ids: tuple[int, ...] = ()
+    stop_texts: tuple[str, ...] = ()
+    min_new_tokens: int = 0  # no stop id before
     prefill_chunk: int = 512  # positions per prefill pass
     attention: AttentionSettings = EXACT
-    fixed: Mapping[int, int] = field(default_factory=dict)  # tokens given in advance: offset after the prompt -> id
+    fixed: Mapping[int, int] = field(
+        default_factory=dict
+    )  # tokens given in advance, beyond gen_len too: offset after the prompt -> id
+
+
+StopReason = Literal["eos", "stop", "length", "cancelled"]
 
 
 @dataclass(slots=True)
 class Stats:
-    stop_reason: Literal["eos", "length", "cancelled"] = "length"
+    stop_reason: StopReason = "length"
     steps: int = 0  # selections
     forward_passes: int = 0  # runs of the model: prefill, steps and clean passes
     prefill_seconds: float = 0.0
@@ -62,8 +69,15 @@ class Progress:
     canvas: Canvas
 
 
+OnStep = Callable[[Progress], bool | None]  # True ends the text
+Turns = Generator[None, None, tuple[list[int], Stats]]
+
+
 class _Stop(Exception):
-    """Cancelled between two steps."""
+    """Ended between two steps."""
+
+    def __init__(self, reason: StopReason) -> None:
+        self.reason = reason
 
 
 def denoise(
@@ -72,22 +86,43 @@ def denoise(
     prompt_ids: Sequence[int],
     settings: DecodeSettings,
     sampler: Sampler,
-    on_step: Callable[[Progress], None] = lambda progress: None,
+    on_step: OnStep = lambda progress: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> tuple[list[int], Stats]:
     """Generate up to `settings.gen_len` tokens after the prompt.
 
-    Returns the tokens before the first stop id, and what it took. When cancelled, the tokens are those that
-    were final by then. Raises E-PARAM, E-PROMPT and E-NUM.
+    Returns the tokens before the first stop id, and what it took. `on_step` ends the text by returning True. When
+    cancelled, the tokens are those that were final by then. Raises E-PARAM, E-PROMPT and E-NUM.
     """
+    turns = denoise_in_turns(model, conventions, prompt_ids, settings, sampler, on_step, cancelled)
+    while True:
+        try:
+            next(turns)
+        except StopIteration as end:
+            result: tuple[list[int], Stats] = end.value
+            return result
+
+
+def denoise_in_turns(
+    model: StepModel,
+    conventions: Conventions,
+    prompt_ids: Sequence[int],
+    settings: DecodeSettings,
+    sampler: Sampler,
+    on_step: OnStep,
+    cancelled: Callable[[], bool],
+) -> Turns:
+    """`denoise` that yields after the prompt and after every block: `model` must then keep the state of this sequence."""
     check_request(conventions, prompt_ids, sampler)
     blocks, canvas = lay_out(conventions, prompt_ids, settings)
     rows = largest_step_window(settings.cache, blocks, len(canvas.ids), conventions.logit_shift)
     model.reset(len(canvas.ids), settings.attention, rows)
     loop = _Loop(model, conventions, canvas, settings, sampler, on_step, cancelled, len(blocks))
     try:
-        loop.fill(blocks)
-    except (_Stop, Terminated):
+        yield from loop.fill(blocks)
+    except _Stop as stop:
+        loop.stats.stop_reason = stop.reason
+    except Terminated:
         loop.stats.stop_reason = "cancelled"
     loop.stats.forward_passes = loop.model.passes
     stats, read = loop.stats, loop.model.density
@@ -110,7 +145,8 @@ def check_request(conventions: Conventions, prompt_ids: Sequence[int], sampler: 
 def lay_out(
     conventions: Conventions, prompt_ids: Sequence[int], settings: DecodeSettings
 ) -> tuple[list[Block], Canvas]:
-    start, end = grid_edges(conventions, len(prompt_ids), settings.gen_len, settings.block_length)
+    length = max(settings.gen_len, 1 + max(settings.fixed, default=-1))
+    start, end = grid_edges(conventions, len(prompt_ids), length, settings.block_length)
     blocks = plan_blocks(
         start,
         end,
@@ -130,7 +166,7 @@ class _Loop:
         canvas: Canvas,
         settings: DecodeSettings,
         sampler: Sampler,
-        on_step: Callable[[Progress], None],
+        on_step: OnStep,
         cancelled: Callable[[], bool],
         n_blocks: int,
     ) -> None:
@@ -142,19 +178,21 @@ class _Loop:
             refresh_every=settings.refresh_every,
             prefill_chunk=settings.prefill_chunk,
         )
-        self.reducer = ScoreReducer(conventions.mask_id, settings.sampling)
+        first = canvas.prompt_len + settings.min_new_tokens
+        self.reducer = ScoreReducer(conventions.mask_id, settings.sampling, settings.stop_ids, first)
         self.canvas, self.settings, self.sampler = canvas, settings, sampler
         self.on_step, self.cancelled, self.n_blocks = on_step, cancelled, n_blocks
         rule = conventions.first_token_rule == "previous_logit" and conventions.attention != "full"
         self.first_token_is_known = rule  # before the block's first step, from the last clean position
         self.stats = Stats()
 
-    def fill(self, blocks: Sequence[Block]) -> None:
+    def fill(self, blocks: Sequence[Block]) -> Iterator[None]:
         self._check_cancelled()
         began = time.perf_counter()
         self.stats.reused_tokens = self.cache.prefill(blocks[0].start)
         self.stats.prefill_seconds = time.perf_counter() - began
         self.stats.prefill_passes = self.model.passes
+        yield
         for index, block in enumerate(blocks):
             self.cache.start_block(block)
             self.stats.blocks += bool(len(self.canvas.masked(block.start, block.end)))
@@ -165,6 +203,7 @@ class _Loop:
             if index + 1 < len(blocks):
                 self._check_cancelled()
                 self.cache.finish_block()
+                yield
 
     def _fill_block(self, index: int, block: Block) -> None:
         if self.first_token_is_known and block.start > 0 and self.canvas.is_masked[block.start]:
@@ -194,7 +233,8 @@ class _Loop:
         self.canvas.confidence[scores.positions] = scores.confidence
         self.stats.steps += 1
         self.model.plan.filled(len(commits.positions))
-        self.on_step(Progress(self.stats.steps, index, self.n_blocks, block.end, self.canvas))
+        if self.on_step(Progress(self.stats.steps, index, self.n_blocks, block.end, self.canvas)):
+            raise _Stop("stop")
 
     def _has_stop_id(self, block: Block) -> bool:
         """Whether a generated token of this block ends the text; the prompt's own stop ids do not."""
@@ -203,4 +243,4 @@ class _Loop:
 
     def _check_cancelled(self) -> None:
         if self.cancelled():
-            raise _Stop
+            raise _Stop("cancelled")

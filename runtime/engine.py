@@ -2,55 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from dlm_edge.bundle import Bundle, open_bundle
-from dlm_edge.errors import EnvironmentProblem, UsageProblem
+from dlm_edge.errors import UsageProblem
 from dlm_edge.families.spec import ModelSpec
-from dlm_edge.kernels import OPERATOR_VERSION
-from dlm_edge.runtime.budget import attention_bytes, cache_bytes, check_budget, parse_bytes
-from dlm_edge.runtime.cache import largest_step_window
-from dlm_edge.runtime.denoise import DecodeSettings, check_request, lay_out
 from dlm_edge.runtime.events import Event, Result
 from dlm_edge.runtime.job import Job
 from dlm_edge.runtime.job_runner import JobRunner
-from dlm_edge.runtime.layouts import CacheShape, bytes_per_token
+from dlm_edge.runtime.opening import Parts, open_parts
 from dlm_edge.runtime.ort_step_model import OrtStepModel
-from dlm_edge.runtime.samplers import SAMPLERS
+from dlm_edge.runtime.request import Prompt, encode, prepare
+from dlm_edge.runtime.seats import Seats
 from dlm_edge.runtime.sequence_memory import NO_IDS
-from dlm_edge.runtime.session import open_session
-from dlm_edge.runtime.settings import GenerateSettings, resolve, with_bundle_defaults
-from dlm_edge.runtime.step_model import StepModel
-from dlm_edge.runtime.template import ChatTemplate, Message
-from dlm_edge.runtime.text import TextCodec
 from dlm_edge.runtime.worker import Worker
-
-Prompt = str | Sequence[int] | Sequence[Message]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """What an engine consists of. `Engine.open` makes them from a bundle."""
-
-    spec: ModelSpec
-    model: StepModel
-    codec: TextCodec
-    template: ChatTemplate | None
-    sampler_defaults: dict[str, Any]
-    device: str
-    native_operators: bool
-    weight_bytes: int = 0
-    cache_layout: str = "kv-fp32"
-    cache_group: int = 128
-    cache_bytes_per_position: int = 0
-    bundle_hash: str = ""
-    memory_budget: int | None = None
 
 
 class Engine:
@@ -64,7 +32,9 @@ class Engine:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self._worker = Worker(parts.model, JobRunner(parts.model, parts.spec.conventions, parts.codec))
+        room = None if parts.memory_budget is None else parts.memory_budget - parts.weight_bytes
+        seats = Seats([parts.model, *parts.more_models], room)
+        self._worker = Worker(seats, JobRunner(parts.spec.conventions, parts.codec), background=parts.background)
         self._finalizer = weakref.finalize(self, self._worker.close)  # also at the interpreter's exit
 
     @classmethod
@@ -75,39 +45,21 @@ class Engine:
         *,
         threads: int | None = None,
         memory_budget: int | str | None = None,
+        parallel: int = 1,
+        background: bool = False,
     ) -> Engine:
-        """`memory_budget` in bytes or as "6GiB": refused with E-MEM where weights and caches would exceed it."""
-        bundle = open_bundle(Path(path))
-        manifest, spec = bundle.manifest, bundle.manifest.model
-        if manifest.operator_version > OPERATOR_VERSION:
-            found = f"operators of version {manifest.operator_version}, this installation has {OPERATOR_VERSION}"
-            raise EnvironmentProblem(
-                "E-OP", f"{path} needs {found}", "install the version of dlm-edge that exported it"
-            )
-        budget = parse_bytes(memory_budget)
-        weights = sum(entry.size for entry in manifest.files if entry.name.startswith("model.onnx"))
-        shape = CacheShape.of(spec)
-        per_position = math.ceil(bytes_per_token(manifest.cache_layout, shape, group=manifest.cache_group))
-        check_budget(budget, weights, cache_bytes(spec, manifest.cache_layout, manifest.cache_group, 1))
-        codec = TextCodec.read(bundle.tokenizer_path, spec)
-        opened = open_session(bundle.graph_path, device=device, threads=threads, target=manifest.target)
-        return cls(
-            Parts(
-                spec=spec,
-                model=OrtStepModel(opened, spec, manifest.cache_layout, manifest.cache_group),
-                codec=codec,
-                template=read_template(bundle, codec),
-                sampler_defaults=manifest.sampler_defaults,
-                device=opened.device,
-                native_operators=opened.native_operators,
-                weight_bytes=weights,
-                cache_layout=manifest.cache_layout,
-                cache_group=manifest.cache_group,
-                cache_bytes_per_position=per_position,
-                bundle_hash=bundle.graph_hash,
-                memory_budget=budget,
-            )
+        """`memory_budget` in bytes or as "6GiB": refused with E-MEM where weights and caches would exceed it. `parallel`
+        jobs are in flight at once, block by block in turns, each with caches of its own; others wait. `background`: the
+        model's threads yield to all others of the machine (Linux)."""
+        parts = open_parts(
+            Path(path),
+            device,
+            threads=threads,
+            memory_budget=memory_budget,
+            parallel=parallel,
+            background=background,
         )
+        return cls(parts)
 
     @property
     def spec(self) -> ModelSpec:
@@ -146,19 +98,7 @@ class Engine:
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
         """The token ids that the model will see. Raises E-PROMPT, E-UTF8, E-TEMPLATE and E-TOK."""
-        if isinstance(prompt, str):
-            messages: Sequence[Message] = [{"role": "user", "content": prompt}]
-        elif all(isinstance(entry, dict) for entry in prompt) and len(prompt):
-            messages = [entry for entry in prompt if isinstance(entry, dict)]
-        else:
-            return self.parts.codec.check_ids([entry for entry in prompt])  # type: ignore[misc]
-        if raw or (self.parts.template is None and isinstance(prompt, str)):
-            if not isinstance(prompt, str):
-                raise UsageProblem("E-USAGE", "raw goes with a text, not with messages", "drop raw, or give a text")
-            return self.parts.codec.encode_text(prompt)
-        if self.parts.template is None:
-            raise UsageProblem("E-TEMPLATE", "this bundle has no chat template for messages", "give a text")
-        return self.parts.codec.encode_chat(messages, self.parts.template)
+        return encode(self.parts, prompt, raw=raw)
 
     @property
     def keeps_prompts(self) -> bool:
@@ -172,8 +112,8 @@ class Engine:
         """
         from dlm_edge.runtime.prompt_cache import save_prompt_cache
 
-        model = self._prompt_keeper()
-        return self._worker.call(lambda: save_prompt_cache(Path(path), model, self.parts.bundle_hash))
+        self._check_keeps_prompts()
+        return self._worker.call(lambda: save_prompt_cache(Path(path), self._latest_model(), self.parts.bundle_hash))
 
     def load_prompt_cache(self, path: Path | str) -> int:
         """Let the next request begin with what `save_prompt_cache` wrote with this bundle; its positions.
@@ -182,36 +122,32 @@ class Engine:
         """
         from dlm_edge.runtime.prompt_cache import load_prompt_cache
 
-        model = self._prompt_keeper()
-        return self._worker.call(lambda: load_prompt_cache(Path(path), model, self.parts.bundle_hash))
+        self._check_keeps_prompts()
+        return self._worker.call(lambda: load_prompt_cache(Path(path), self._latest_model(), self.parts.bundle_hash))
 
     def forget_prompt(self) -> None:
         """Let the next request compute its whole prompt."""
-        self._worker.call(lambda: self.parts.model.keep(NO_IDS, 1))
+        self._worker.call(lambda: [seat.model.keep(NO_IDS, 1) for seat in self._worker.seats.all])
 
-    def _prompt_keeper(self) -> OrtStepModel:
+    def _latest_model(self) -> OrtStepModel:
+        model = self._worker.seats.latest.model
+        assert isinstance(model, OrtStepModel), "keeps_prompts was checked"
+        return model
+
+    def _check_keeps_prompts(self) -> None:
         self._worker.check_usable()
-        if not self.keeps_prompts or not isinstance(self.parts.model, OrtStepModel):
+        if not self.keeps_prompts:
             message = "with full attention every key depends on the whole text, so no prompt can be kept"
             raise UsageProblem("E-STATE", message, "use a model with block-causal attention")
         if self.device != "cpu":
             raise UsageProblem("E-STATE", f"caches on {self.device} cannot be saved or loaded yet", "use --device cpu")
-        return self.parts.model
 
-    def _working_bytes(self, ids: Sequence[int], decode: DecodeSettings) -> int:
-        """What a request takes beside the weights. What `lay_out` refuses is refused here, and not on the worker."""
-        parts, conventions = self.parts, self.parts.spec.conventions
-        blocks, canvas = lay_out(conventions, ids, decode)
-        positions = len(canvas.ids)
-        rows = largest_step_window(decode.cache, blocks, positions, conventions.logit_shift)
-        scores = 4 * decode.sub_block_length * parts.spec.vocab_size
-        caches = cache_bytes(parts.spec, parts.cache_layout, parts.cache_group, positions)
-        return scores + caches + attention_bytes(parts.spec, parts.cache_layout, decode.attention, positions, rows)
-
-    def close(self) -> None:
-        """Cancel everything and end the worker. Closing again does nothing."""
+    def close(self, *, wait: bool = False) -> None:
+        """Refuse new jobs, cancel all others, or `wait` for them, and end the worker. Closing again does nothing."""
         if self._worker.is_own_thread():
             self._worker.check_usable()
+        if wait:
+            self._worker.close(wait=True)
         self._finalizer()
 
     def __enter__(self) -> Self:
@@ -232,17 +168,16 @@ class Engine:
         is_watched: bool = True,
     ) -> Job:
         self._worker.check_usable()
-        parts = self.parts
-        chosen = with_bundle_defaults(GenerateSettings.of(values), parts.sampler_defaults)
-        ids = self.encode(prompt, raw=raw)
-        decode = resolve(
-            chosen, parts.spec.conventions, room=parts.spec.max_positions - len(ids), layout=parts.cache_layout
+        request = prepare(self.parts, self.encode(prompt, raw=raw), values)
+        job = Job(
+            request.ids,
+            request.settings,
+            request.sampler,
+            self._worker,
+            on_event=on_event,
+            is_watched=is_watched,
+            working_bytes=request.working_bytes,
         )
-        sampler = SAMPLERS[chosen.sampler or ""]
-        check_context(parts.spec, len(ids), decode.gen_len)
-        check_request(parts.spec.conventions, ids, sampler)
-        check_budget(parts.memory_budget, parts.weight_bytes, self._working_bytes(ids, decode))
-        job = Job(ids, decode, sampler, self._worker, on_event=on_event, is_watched=is_watched)
         self._worker.put(job)
         return job
 
@@ -252,22 +187,3 @@ def follow(job: Job) -> Iterator[Event]:
         yield from job
     finally:
         job.cancel()
-
-
-def check_context(spec: ModelSpec, prompt_tokens: int, gen_len: int) -> None:
-    if prompt_tokens + gen_len > spec.max_positions:
-        message = (
-            f"a prompt of {prompt_tokens} tokens and {gen_len} new ones exceed the context of {spec.max_positions}"
-        )
-        raise UsageProblem("E-CONTEXT", message, "shorten the prompt, or ask for fewer tokens")
-
-
-def read_template(bundle: Bundle, codec: TextCodec) -> ChatTemplate | None:
-    path = bundle.chat_template_path
-    if path is None:
-        return None
-    spec = bundle.manifest.model
-    named = {"bos_token": spec.conventions.bos_id, "eos_token": spec.conventions.eos_id}
-    named |= {"pad_token": spec.conventions.pad_id, "mask_token": spec.conventions.mask_id}
-    tokens = {name: text for name, i in named.items() if i is not None and (text := codec.special_text(i))}
-    return ChatTemplate.read(path, max_positions=spec.max_positions, tokens=tokens)

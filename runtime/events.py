@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-StopReason = Literal["eos", "length", "cancelled"]
+StopReason = Literal["eos", "stop", "length", "cancelled"]
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):

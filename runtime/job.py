@@ -36,10 +36,12 @@ class Job:
         *,
         on_event: Callable[[Event], None] | None = None,
         is_watched: bool = True,
+        working_bytes: int = 0,
     ) -> None:
+        """`working_bytes`: of its caches and scores."""
         self.prompt_ids, self.settings, self.sampler = prompt_ids, settings, sampler
         self.number = next(numbers)
-        self.is_watched = is_watched
+        self.is_watched, self.working_bytes = is_watched, working_bytes
         self._owner, self._on_event = owner, on_event
         self._changed = threading.Condition()
         self._state: State = "queued"

@@ -1,39 +1,49 @@
-"""Run one job on a model: text as it becomes final, frames for who watches, and the numbers at the end."""
+"""Work on one job with a model, in turns: text as it becomes final, frames for who watches, the numbers at the end."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dlm_edge.families.spec import Conventions
-from dlm_edge.runtime.denoise import Progress, Stats, denoise
+from dlm_edge.runtime.denoise import Progress, Stats, denoise_in_turns
 from dlm_edge.runtime.events import Cell, Frame, Result, Started, Text
 from dlm_edge.runtime.job import Job
 from dlm_edge.runtime.step_model import StepModel
+from dlm_edge.runtime.stop_text import StopText
 from dlm_edge.runtime.text import TextCodec, TextStream
 
 
 @dataclass(frozen=True, slots=True)
 class JobRunner:
-    model: StepModel
     conventions: Conventions
     codec: TextCodec
 
-    def __call__(self, job: Job) -> None:
+    def __call__(self, job: Job, model: StepModel) -> Iterator[None]:
+        """Yields after the prompt and after every block."""
+        if not job.begin():
+            return
         began = time.perf_counter()
         prompt_tokens, settings = len(job.prompt_ids), job.settings
         job.emit(Started(prompt_tokens=prompt_tokens, max_new_tokens=settings.gen_len, seed=settings.sampling.seed))
-        stream = TextStream(self.codec)
+        stream, stop = TextStream(self.codec), StopText(settings.stop_texts)
+        given: list[str] = []
 
-        def on_step(progress: Progress) -> None:
+        def give(text: str) -> None:
+            if text:
+                given.append(text)
+                job.emit(Text(text=text))
+
+        def on_step(progress: Progress) -> bool:
             tokens, _ = progress.canvas.final_tokens(settings.stop_ids)
-            if new := stream.push(tokens[len(stream.ids) :]):
-                job.emit(Text(text=new))
-            if job.is_watched:
+            give(stop.push(stream.push(tokens[len(stream.ids) :])))
+            if job.is_watched and not stop.found:
                 job.emit(self.frame(progress, len(tokens)))
+            return stop.found
 
-        tokens, stats = denoise(
-            self.model,
+        tokens, stats = yield from denoise_in_turns(
+            model,
             self.conventions,
             job.prompt_ids,
             settings,
@@ -41,9 +51,20 @@ class JobRunner:
             on_step=on_step,
             cancelled=job.is_cancel_asked,
         )
-        if last := stream.push(tokens[len(stream.ids) :]) + stream.finish():
-            job.emit(Text(text=last))
-        job.finish(make_result(job, stream.text, tokens, stats, time.perf_counter() - began))
+        give(stop.push(stream.push(tokens[len(stream.ids) :]) + stream.finish()))
+        give(stop.finish())
+        text = "".join(given)
+        if stop.found:
+            stats.stop_reason, tokens = "stop", self.covering(tokens, text)
+        job.finish(make_result(job, text, tokens, stats, time.perf_counter() - began))
+
+    def covering(self, tokens: list[int], text: str) -> list[int]:
+        """The first tokens, as many as say no more than `text`."""
+        low, high = 0, len(tokens)
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if len(self.codec.decode(tokens[:middle])) <= len(text) else (low, middle - 1)
+        return tokens[:low]
 
     def frame(self, progress: Progress, n_final: int) -> Frame:
         canvas = progress.canvas

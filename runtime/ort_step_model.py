@@ -7,6 +7,7 @@ window is to be stored have a binding of their own, which also fetches what the 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -127,6 +128,9 @@ class OrtStepModel:
 
     def keep(self, ids: Ids, multiple: int) -> int:
         return self.memory.keep(ids, multiple)
+
+    def stored_prefix(self, ids: Sequence[int]) -> int:
+        return self.memory.stored_prefix(ids)
 
     @property
     def stats(self) -> NDArray[np.float32]:

@@ -43,8 +43,10 @@ class Sampling:
 class ScoreReducer:
     """Turns rows of logits into Scores. Owns one buffer of vocabulary size, so it serves one thread."""
 
-    def __init__(self, mask_id: int, sampling: Sampling) -> None:
+    def __init__(self, mask_id: int, sampling: Sampling, stop_ids: Sequence[int] = (), first_stop: int = 0) -> None:
+        """`stop_ids` are not chosen at positions before `first_stop`."""
         self.mask_id, self.sampling = mask_id, sampling
+        self.stop_ids, self.first_stop = list(stop_ids), first_stop
         self._weights: Row = np.empty(0, np.float32)
 
     def reduce(self, rows: Sequence[Row], positions: NDArray[np.int64], step: int) -> Scores:
@@ -61,8 +63,7 @@ class ScoreReducer:
             self._weights = np.empty(logits.shape, np.float32)
         weights = self._weights
         np.copyto(weights, logits)
-        if self.mask_id < len(weights):
-            weights[self.mask_id] = -np.inf
+        weights[self._forbidden(position, len(weights))] = -np.inf
         top1 = int(np.argmax(weights))  # the lowest index among equals; the first NaN if there is one
         if not np.isfinite(weights[top1]):
             found = "NaN" if np.isnan(weights[top1]) else "no finite score" if weights[top1] < 0 else "infinity"
@@ -77,6 +78,10 @@ class ScoreReducer:
         top2 = max(float(weights.max()), 0.0) / total
         return chosen, confidence, 1.0 / total, top2, float(np.log(total)) - entropy_sum / total
 
+    def _forbidden(self, position: int, vocab_size: int) -> list[int]:
+        stops = self.stop_ids if position < self.first_stop else []
+        return [i for i in (self.mask_id, *stops) if i < vocab_size]
+
     @staticmethod
     def _exponentials(shifted: Row) -> float:
         """In place exp of logits whose maximum is 0; returns the sum of logit * exp(logit) over them."""
@@ -89,8 +94,7 @@ class ScoreReducer:
         """One id from softmax(logits / temperature), cut to top_k and then to top_p; ties by rising id."""
         setting = self.sampling
         scaled = logits.astype(np.float64) / setting.temperature
-        if self.mask_id < len(scaled):
-            scaled[self.mask_id] = -np.inf
+        scaled[self._forbidden(position, len(scaled))] = -np.inf
         order = np.argsort(-scaled, kind="stable")[: setting.top_k]
         weights = np.exp(scaled[order] - scaled[order[0]])
         cumulative = np.cumsum(weights)

@@ -133,13 +133,17 @@ class SequenceMemory:
 
     def keep(self, ids: Ids, multiple: int) -> int:
         """Keep the longest beginning of `ids` that is stored and ends at a multiple; forget the rest, and say its length."""
-        n = min(len(ids), len(self.ids))
-        differ = np.flatnonzero(ids[:n] != self.ids[:n])
-        kept, stored = int(differ[0]) if differ.size else n, self.stored()
+        kept, stored = self.stored_prefix(ids), self.stored()
         while (reached := truncate_together(stored, kept // multiple * multiple)) % multiple:
             kept = reached
         self.ids = self.ids[:reached]
         return reached
+
+    def stored_prefix(self, ids: Sequence[int] | Ids) -> int:
+        """Length of the longest beginning of `ids` that is stored."""
+        n = min(len(ids), len(self.ids))
+        differ = np.flatnonzero(np.asarray(ids[:n]) != self.ids[:n])
+        return int(differ[0]) if differ.size else n
 
     def stored(self) -> Sequence[Layout | PageBounds]:
         return [self.layout, self.bounds] if self.has_bounds else [self.layout]

@@ -18,6 +18,7 @@ from dlm_edge.runtime.denoise import DecodeSettings
 from dlm_edge.runtime.layouts import layout_kind
 from dlm_edge.runtime.samplers import SAMPLERS
 from dlm_edge.runtime.scores import Sampling
+from dlm_edge.runtime.stop_text import check_stops
 
 PAGE_SIZES = (8, 16, 32, 64, 128)
 CACHES = ("auto", "block", "none", "prefix", "dual")
@@ -33,6 +34,10 @@ class GenerateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """None means the default of the bundle. Raises E-PARAM for a value out of range."""
 
     max_new_tokens: int | None = None
+    min_new_tokens: int = 0  # no end of text before
+    stop: tuple[str, ...] | str = ()  # strings that end the text, and are not part of it
+    fixed: dict[int, int] | None = None  # tokens that are given: offset after the prompt -> id
+    suffix: str | tuple[int, ...] | None = None  # what follows the max_new_tokens that are to be filled
     sampler: str | None = None
     steps: int | None = None  # denoising steps of the whole request (static)
     threshold: float | None = None  # confidence that commits a token (threshold); above 1: one token per step
@@ -59,6 +64,10 @@ class GenerateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
     def __post_init__(self) -> None:
         check_range("max_new_tokens", self.max_new_tokens, 1, 1 << 24)
+        check_range("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens or 1 << 24)
+        check_stops(self.stops)
+        if self.suffix is not None and self.max_new_tokens is None:
+            raise UsageProblem("E-PARAM", "a suffix needs max_new_tokens, the length of the gap before it", "give it")
         check_choice("sampler", self.sampler, tuple(SAMPLERS))
         check_range("steps", self.steps, 1, 1 << 24)
         check_range("threshold", self.threshold, 0.0, 1e6)
@@ -91,6 +100,10 @@ class GenerateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         for name in ("top_k", "top_p"):
             if self.temperature == 0 and getattr(self, name) is not None:
                 raise UsageProblem("E-PARAM", f"{name} has no effect at temperature 0", "set a temperature, or drop it")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else self.stop
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> GenerateSettings:
@@ -202,6 +215,8 @@ def resolve(
             temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p or 1.0, seed=seed
         ),
         stop_ids=conventions.stop_ids if settings.stop_at_eos else (),
+        stop_texts=settings.stops,
+        min_new_tokens=settings.min_new_tokens,
         attention=attention,
     )
 

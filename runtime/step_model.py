@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -29,6 +30,9 @@ class StepModel(Protocol):
     def keep(self, ids: Ids, multiple: int) -> int:
         """Keep the stored keys and values of the longest beginning of the sequence `ids` that ends at a multiple, forget
         all others, and return its length."""
+
+    def stored_prefix(self, ids: Sequence[int]) -> int:
+        """Length of the longest beginning of `ids` whose keys and values are stored."""
 
     def run(
         self,

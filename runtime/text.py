@@ -71,6 +71,14 @@ class TextCodec:
             return self._check_mask(self._encode(text, add_special_tokens=True))
         return self._check_mask(self._encode("", add_special_tokens=True) + self._encode_pieces(pieces))
 
+    def encode_suffix(self, suffix: str | Sequence[int]) -> list[int]:
+        """Text or ids that follow a gap: nothing is put around them."""
+        if not isinstance(suffix, str):
+            return self.check_ids(suffix)
+        self._check_text(suffix)
+        shield = Shield(self.special_texts, [suffix])
+        return self._check_mask(self._encode_pieces(shield.pieces(shield.replace_special(suffix))))
+
     def encode_chat(self, messages: Sequence[Message], template: ChatTemplate) -> list[int]:
         """The rendered template; special tokens only where the template itself wrote them."""
         check_messages(messages)

@@ -1,30 +1,46 @@
-"""The one thread that runs jobs, in the order they came, and how it ends."""
+"""The one thread that runs jobs: in the order they came, in turns of a block where several are in flight, and its end."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TypeVar
 
 from dlm_edge.errors import DlmEdgeError, InternalError, UsageProblem
 from dlm_edge.runtime.job import Job
+from dlm_edge.runtime.priority import lower_this_thread
+from dlm_edge.runtime.seats import Seat, Seats
 from dlm_edge.runtime.step_model import StepModel
 
 T = TypeVar("T")
 CLOSE_TIMEOUT_S = 2.0  # a run ends within a node of the graph; a callback that blocks is not waited for
 
 
-class Worker:
-    """Holds no reference to the engine, so that an engine nobody holds any more can end it."""
+@dataclass(eq=False, slots=True)
+class Running:
+    job: Job
+    seat: Seat
+    turns: Iterator[None]
 
-    def __init__(self, model: StepModel, execute: Callable[[Job], None]) -> None:
-        self._model, self._execute = model, execute
+
+class Worker:
+    """Holds no reference to the engine, so that an engine nobody holds any more can end it.
+
+    `start(job, model)` gives an iterator that works on the job until the next good moment to work on another one.
+    """
+
+    def __init__(
+        self, seats: Seats, start: Callable[[Job, StepModel], Iterator[None]], *, background: bool = False
+    ) -> None:
+        self.seats, self._start, self._background = seats, start, background
         self._wake = threading.Condition()
         self._queue: deque[Job | Callable[[], None]] = deque()
-        self._current: Job | Callable[[], None] | None = None
+        self._in_flight: list[Running] = []
+        self._current: Running | None = None
         self._closed = False
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="dlm-edge-engine", daemon=True)
@@ -36,6 +52,11 @@ class Worker:
     @property
     def is_closed(self) -> bool:
         return self._closed
+
+    def counts(self) -> tuple[int, int]:
+        """Jobs that wait, and jobs in flight."""
+        with self._wake:
+            return sum(isinstance(work, Job) for work in self._queue), len(self._in_flight)
 
     def check_usable(self) -> None:
         """E-STATE after a fork, E-REENTRANT in a callback, E-CLOSED after close."""
@@ -56,7 +77,7 @@ class Worker:
             self._wake.notify_all()
 
     def call(self, function: Callable[[], T]) -> T:
-        """Run `function` on the worker thread, after the jobs that wait already, and give what it returns or raises."""
+        """Run `function` on the worker thread, after the jobs that came before, and give what it returns or raises."""
         future: Future[T] = Future()
 
         def settle() -> None:
@@ -71,54 +92,79 @@ class Worker:
         return future.result()
 
     def interrupt(self, job: Job) -> None:
-        """End the step that `job` is in, if it is the one that runs."""
+        """End the step that `job` is in, if it is the one whose turn it is."""
         with self._wake:
-            if self._current is job:
-                self._model.terminate()
+            if self._current is not None and self._current.job is job:
+                self._current.seat.model.terminate()
 
-    def close(self) -> None:
-        """Cancel what runs and what waits, and wait for the thread; again is harmless."""
+    def close(self, *, wait: bool = False) -> None:
+        """Cancel what runs and what waits, or `wait` for it, and end the thread; again is harmless."""
         if os.getpid() != self._pid:
             return
         with self._wake:
             self._closed = True
-            work = [*self._queue, *([self._current] if self._current else [])]
+            jobs = [work for work in self._queue if isinstance(work, Job)] + [each.job for each in self._in_flight]
             self._wake.notify_all()
-        for job in work:
-            if isinstance(job, Job):
+        if not wait:
+            for job in jobs:
                 job.cancel()
         if not self.is_own_thread():
-            self._thread.join(CLOSE_TIMEOUT_S)
+            self._thread.join(None if wait else CLOSE_TIMEOUT_S)
 
     def _run(self) -> None:
-        while (work := self._next()) is not None:
-            if isinstance(work, Job):
-                self._run_job(work)
-            else:
-                work()
-            with self._wake:
-                self._current = None
+        if self._background:
+            lower_this_thread()
+        while self._wait_for_work():
+            self._admit()
+            for running in list(self._in_flight):
+                self._turn(running)
 
-    def _run_job(self, job: Job) -> None:
-        try:
-            if job.begin():
-                self._execute(job)
-        except DlmEdgeError as error:
-            self._fail(job, error)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the caller waits for an answer
-            self._fail(job, as_internal(error))
-
-    def _next(self) -> Job | Callable[[], None] | None:
+    def _wait_for_work(self) -> bool:
         with self._wake:
-            self._wake.wait_for(lambda: self._queue or self._closed)
-            if not self._queue:
-                return None
-            self._current = self._queue.popleft()
-            return self._current
+            self._wake.wait_for(lambda: self._queue or self._in_flight or self._closed)
+            return bool(self._queue or self._in_flight)
 
-    def _fail(self, job: Job, error: DlmEdgeError) -> None:
-        self._model.discard()  # it may hold NaN, which must not reach the next job
-        job.fail(error)
+    def _admit(self) -> None:
+        """Take from the queue, in its order, what can begin; a function waits until all jobs before it have ended."""
+        while self._queue:
+            work = self._queue[0]
+            if not isinstance(work, Job):
+                if self._in_flight:
+                    return
+                self._queue.popleft()
+                work()
+            elif work.state != "queued":  # cancelled
+                self._queue.popleft()
+            elif (seat := self.seats.take(work)) is None:
+                return
+            else:
+                running = Running(work, seat, self._start(work, seat.model))
+                with self._wake:
+                    self._queue.popleft()
+                    self._in_flight.append(running)
+
+    def _turn(self, running: Running) -> None:
+        has_ended = True
+        with self._wake:
+            self._current = running
+        try:
+            next(running.turns)
+            has_ended = False
+        except StopIteration:
+            pass
+        except DlmEdgeError as error:
+            self._fail(running, error)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the caller waits for an answer
+            self._fail(running, as_internal(error))
+        with self._wake:
+            self._current = None
+            if has_ended:
+                self._in_flight.remove(running)
+                self.seats.release(running.seat)
+
+    def _fail(self, running: Running, error: DlmEdgeError) -> None:
+        running.seat.discard()  # it may hold NaN, which must not reach the next job
+        running.job.fail(error)
 
 
 def closed() -> UsageProblem:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dlm_edge.runtime.engine import Engine, Parts
+from dlm_edge.runtime.engine import Engine
+from dlm_edge.runtime.opening import Parts
 from dlm_edge.runtime.template import ChatTemplate
 from dlm_edge.runtime.text import TextCodec
 from tests.runtime.toy import ToyModel

@@ -57,6 +57,9 @@ class ToyModel:
     def keep(self, ids, multiple):
         return 0
 
+    def stored_prefix(self, ids):
+        return 0
+
     stats = np.empty((0, 4), np.float32)
 
     def run(self, ids, start, cache_len, attn_block, logit_rows, policy=None, *, storing=False):

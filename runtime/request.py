@@ -1,0 +1,86 @@
+"""From a prompt and settings to what the denoising loop takes: everything that can be refused is refused here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dlm_edge.errors import UsageProblem
+from dlm_edge.families.spec import ModelSpec
+from dlm_edge.runtime.budget import attention_bytes, cache_bytes, check_budget
+from dlm_edge.runtime.cache import largest_step_window
+from dlm_edge.runtime.denoise import DecodeSettings, check_request, lay_out
+from dlm_edge.runtime.infilling import check_visible, fixed_tokens
+from dlm_edge.runtime.opening import Parts
+from dlm_edge.runtime.samplers import SAMPLERS, Sampler
+from dlm_edge.runtime.settings import GenerateSettings, resolve, with_bundle_defaults
+from dlm_edge.runtime.template import Message
+
+Prompt = str | Sequence[int] | Sequence[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    ids: list[int]
+    settings: DecodeSettings
+    sampler: Sampler
+    working_bytes: int  # of caches, attention state and scores
+
+
+def prepare(parts: Parts, ids: list[int], values: dict[str, Any]) -> Request:
+    """`values`: fields of GenerateSettings. Raises E-PARAM, E-CONTEXT, E-PROMPT, E-MEM and others."""
+    spec, conventions = parts.spec, parts.spec.conventions
+    chosen = with_bundle_defaults(GenerateSettings.of(values), parts.sampler_defaults)
+    decode = resolve(chosen, conventions, room=spec.max_positions - len(ids), layout=parts.cache_layout)
+    decode = replace(decode, fixed=given_tokens(parts, chosen, decode, len(ids)))
+    sampler = SAMPLERS[chosen.sampler or ""]
+    check_context(spec, len(ids), max(decode.gen_len, 1 + max(decode.fixed, default=0)))
+    check_request(conventions, ids, sampler)
+    working = working_bytes(parts, ids, decode)
+    check_budget(parts.memory_budget, parts.weight_bytes, working)
+    return Request(ids, decode, sampler, working)
+
+
+def encode(parts: Parts, prompt: Prompt, *, raw: bool) -> list[int]:
+    """Raises E-PROMPT, E-UTF8, E-TEMPLATE and E-TOK."""
+    if isinstance(prompt, str):
+        messages: Sequence[Message] = [{"role": "user", "content": prompt}]
+    elif all(isinstance(entry, dict) for entry in prompt) and len(prompt):
+        messages = [entry for entry in prompt if isinstance(entry, dict)]
+    else:
+        return parts.codec.check_ids([entry for entry in prompt])  # type: ignore[misc]
+    if raw or (parts.template is None and isinstance(prompt, str)):
+        if not isinstance(prompt, str):
+            raise UsageProblem("E-USAGE", "raw goes with a text, not with messages", "drop raw, or give a text")
+        return parts.codec.encode_text(prompt)
+    if parts.template is None:
+        raise UsageProblem("E-TEMPLATE", "this bundle has no chat template for messages", "give a text")
+    return parts.codec.encode_chat(messages, parts.template)
+
+
+def given_tokens(parts: Parts, chosen: GenerateSettings, decode: DecodeSettings, prompt_len: int) -> dict[int, int]:
+    suffix = parts.codec.encode_suffix(chosen.suffix) if chosen.suffix is not None else []
+    fixed = fixed_tokens(chosen.fixed or {}, suffix, decode.gen_len)
+    parts.codec.check_ids(list(fixed.values()))
+    check_visible(fixed, parts.spec.conventions, prompt_len, decode.block_length)
+    return fixed
+
+
+def working_bytes(parts: Parts, ids: Sequence[int], decode: DecodeSettings) -> int:
+    """What a request takes beside the weights. What `lay_out` refuses is refused here, and not on the worker."""
+    conventions = parts.spec.conventions
+    blocks, canvas = lay_out(conventions, ids, decode)
+    positions = len(canvas.ids)
+    rows = largest_step_window(decode.cache, blocks, positions, conventions.logit_shift)
+    scores = 4 * decode.sub_block_length * parts.spec.vocab_size
+    caches = cache_bytes(parts.spec, parts.cache_layout, parts.cache_group, positions)
+    return scores + caches + attention_bytes(parts.spec, parts.cache_layout, decode.attention, positions, rows)
+
+
+def check_context(spec: ModelSpec, prompt_tokens: int, gen_len: int) -> None:
+    if prompt_tokens + gen_len > spec.max_positions:
+        message = (
+            f"a prompt of {prompt_tokens} tokens and {gen_len} new ones exceed the context of {spec.max_positions}"
+        )
+        raise UsageProblem("E-CONTEXT", message, "shorten the prompt, or ask for fewer tokens")
