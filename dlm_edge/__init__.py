@@ -21,7 +21,9 @@ if (_checkout / "pyproject.toml").is_file() and (_checkout / "quant").is_dir():
     __path__.append(str(_checkout))  # a source checkout keeps quant/, export/, ... beside this folder
 
 _PUBLIC = {
+    "AsyncEngine": "dlm_edge.runtime",
     "Engine": "dlm_edge.runtime",
+    "SubprocessEngine": "dlm_edge.runtime",
     "convert": "dlm_edge.conversion",
     "estimate": "dlm_edge.estimation",
     "evaluate": "dlm_edge.evaluation.evaluate",

@@ -50,6 +50,7 @@ CODES: dict[str, str] = {
     "E-CLOSED": "the engine is closed",
     "E-REENTRANT": "an engine called from its own callback",
     "E-CANCELLED": "the job was cancelled",
+    "E-CRASH": "the process that holds the model ended by itself",
     "E-STOPPED": "stopped by the user",
     "E-INTERNAL": "a bug of ours",
 }

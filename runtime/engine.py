@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from dlm_edge.errors import UsageProblem
 from dlm_edge.families.spec import ModelSpec
-from dlm_edge.runtime.events import Event, Result
+from dlm_edge.runtime.events import EngineStats, Event, Result
 from dlm_edge.runtime.job import Job
 from dlm_edge.runtime.job_runner import JobRunner
 from dlm_edge.runtime.opening import Parts, open_parts
@@ -87,10 +87,12 @@ class Engine:
         *,
         raw: bool = False,
         on_event: Callable[[Event], None] | None = None,
+        is_watched: bool = True,
         **settings: Any,
     ) -> Job:
-        """Queue a job. `on_event` is called on the worker thread; what it raises cancels the job."""
-        return self._submit(prompt, raw, settings, on_event=on_event)
+        """Queue a job. `on_event` is called on the worker thread; what it raises cancels the job. Without `is_watched` there
+        are no frames, which take a little time."""
+        return self._submit(prompt, raw, settings, on_event=on_event, is_watched=is_watched)
 
     def stream(self, prompt: Prompt, *, raw: bool = False, **settings: Any) -> Iterator[Event]:
         """Events as they come. Leaving the loop early cancels the job."""
@@ -142,6 +144,19 @@ class Engine:
         if self.device != "cpu":
             raise UsageProblem("E-STATE", f"caches on {self.device} cannot be saved or loaded yet", "use --device cpu")
 
+    def stats(self) -> EngineStats:
+        """Of this moment; may be asked from any thread."""
+        queued, running = self._worker.counts()
+        reserved = sum(seat.reserved for seat in self._worker.seats.all)
+        return EngineStats(
+            queued=queued,
+            running=running,
+            parallel=len(self._worker.seats.all),
+            weight_bytes=self.parts.weight_bytes,
+            working_bytes=reserved,
+            memory_budget=self.parts.memory_budget,
+        )
+
     def close(self, *, wait: bool = False) -> None:
         """Refuse new jobs, cancel all others, or `wait` for them, and end the worker. Closing again does nothing."""
         if self._worker.is_own_thread():
@@ -169,15 +184,7 @@ class Engine:
     ) -> Job:
         self._worker.check_usable()
         request = prepare(self.parts, self.encode(prompt, raw=raw), values)
-        job = Job(
-            request.ids,
-            request.settings,
-            request.sampler,
-            self._worker,
-            on_event=on_event,
-            is_watched=is_watched,
-            working_bytes=request.working_bytes,
-        )
+        job = Job(self._worker, request, on_event=on_event, is_watched=is_watched)
         self._worker.put(job)
         return job
 

@@ -32,6 +32,15 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
 
 
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    queued: int  # jobs that wait
+    running: int  # in flight
+    parallel: int  # that may be
+    weight_bytes: int
+    working_bytes: int  # of caches and scores, also those kept for a later job
+    memory_budget: int | None
+
+
 class Cell(msgspec.Struct, frozen=True):
     """One slot of the canvas: a token that is placed, or a mask (id and text None), and how sure the model is."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from dlm_edge.errors import JobError, UsageProblem
@@ -24,27 +25,37 @@ class Owner(Protocol):
     def is_own_thread(self) -> bool: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the denoising loop takes."""
+
+    ids: list[int]
+    settings: DecodeSettings
+    sampler: Sampler
+    working_bytes: int  # of caches, attention state and scores
+
+
 class Job:
-    """Every method may be called from any thread. A job that nobody watches keeps no frames."""
+    """Every method may be called from any thread. A job that nobody watches keeps no frames.
+
+    `request` None: the work is done elsewhere, and has begun.
+    """
 
     def __init__(
         self,
-        prompt_ids: list[int],
-        settings: DecodeSettings,
-        sampler: Sampler,
         owner: Owner,
+        request: Request | None = None,
         *,
         on_event: Callable[[Event], None] | None = None,
         is_watched: bool = True,
-        working_bytes: int = 0,
     ) -> None:
-        """`working_bytes`: of its caches and scores."""
-        self.prompt_ids, self.settings, self.sampler = prompt_ids, settings, sampler
+        self._request = request
         self.number = next(numbers)
-        self.is_watched, self.working_bytes = is_watched, working_bytes
+        self.is_watched = is_watched
         self._owner, self._on_event = owner, on_event
+        self._on_change: Callable[[], None] = lambda: None
         self._changed = threading.Condition()
-        self._state: State = "queued"
+        self._state: State = "running" if request is None else "queued"
         self._cancel_asked = False
         self._result: Result | None = None
         self._error: BaseException | None = None
@@ -57,6 +68,11 @@ class Job:
     @property
     def state(self) -> State:
         return self._state
+
+    @property
+    def request(self) -> Request:
+        assert self._request is not None, "the work is done elsewhere"
+        return self._request
 
     def cancel(self) -> None:
         """Returns at once. The text committed so far stays the result; cancelling an ended job does nothing."""
@@ -99,6 +115,24 @@ class Job:
                 yield Finished(result=self._result)
                 return
 
+    def watch(self, on_change: Callable[[], None]) -> None:
+        """Call `on_change` whenever `poll` has something new, from whatever thread: it must return at once, and not call
+        the job."""
+        with self._changed:
+            self._on_change = on_change
+        on_change()
+
+    def poll(self) -> list[Event]:
+        """Events since the last time, without waiting; the last one is Finished. Raises the job's error at its end."""
+        with self._changed:
+            events, ended = self._take(), self._has_ended()
+        if ended and not events:
+            if self._error is not None:
+                raise self._error
+            assert self._result is not None
+            return [Finished(result=self._result)]
+        return events
+
     def begin(self) -> bool:
         """Called by the worker: False when the job was cancelled in the queue."""
         with self._changed:
@@ -115,7 +149,7 @@ class Job:
                 self._text += event.text
             else:
                 self._frame = event
-            self._changed.notify_all()
+            self._notify()
         self._call(event)
 
     def finish(self, result: Result) -> None:
@@ -147,7 +181,11 @@ class Job:
         self._state = "failed" if result is None or error else "done"
         if error is None and result is not None and result.stop_reason == "cancelled":
             self._state = "cancelled"
+        self._notify()
+
+    def _notify(self) -> None:
         self._changed.notify_all()
+        self._on_change()
 
     def _has_ended(self) -> bool:
         return self._result is not None or self._error is not None
@@ -166,7 +204,7 @@ def empty_result(job: Job) -> Result:
     return Result(
         text="",
         token_ids=[],
-        prompt_tokens=len(job.prompt_ids),
+        prompt_tokens=len(job.request.ids),
         new_tokens=0,
         stop_reason="cancelled",
         steps=0,
@@ -181,5 +219,5 @@ def empty_result(job: Job) -> Result:
         density=1.0,
         active_rows=1.0,
         pages_read=0.0,
-        seed=job.settings.sampling.seed,
+        seed=job.request.settings.sampling.seed,
     )

@@ -25,7 +25,7 @@ class JobRunner:
         if not job.begin():
             return
         began = time.perf_counter()
-        prompt_tokens, settings = len(job.prompt_ids), job.settings
+        prompt_tokens, settings = len(job.request.ids), job.request.settings
         job.emit(Started(prompt_tokens=prompt_tokens, max_new_tokens=settings.gen_len, seed=settings.sampling.seed))
         stream, stop = TextStream(self.codec), StopText(settings.stop_texts)
         given: list[str] = []
@@ -45,9 +45,9 @@ class JobRunner:
         tokens, stats = yield from denoise_in_turns(
             model,
             self.conventions,
-            job.prompt_ids,
+            job.request.ids,
             settings,
-            job.sampler,
+            job.request.sampler,
             on_step=on_step,
             cancelled=job.is_cancel_asked,
         )
@@ -90,7 +90,7 @@ def make_result(job: Job, text: str, tokens: list[int], stats: Stats, seconds: f
     return Result(
         text=text,
         token_ids=tokens,
-        prompt_tokens=len(job.prompt_ids),
+        prompt_tokens=len(job.request.ids),
         new_tokens=len(tokens),
         stop_reason=stats.stop_reason,
         steps=stats.steps,
@@ -105,5 +105,5 @@ def make_result(job: Job, text: str, tokens: list[int], stats: Stats, seconds: f
         density=stats.density,
         active_rows=stats.active_rows,
         pages_read=stats.pages_read,
-        seed=job.settings.sampling.seed,
+        seed=job.request.settings.sampling.seed,
     )

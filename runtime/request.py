@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from dlm_edge.errors import UsageProblem
@@ -12,20 +12,13 @@ from dlm_edge.runtime.budget import attention_bytes, cache_bytes, check_budget
 from dlm_edge.runtime.cache import largest_step_window
 from dlm_edge.runtime.denoise import DecodeSettings, check_request, lay_out
 from dlm_edge.runtime.infilling import check_visible, fixed_tokens
+from dlm_edge.runtime.job import Request
 from dlm_edge.runtime.opening import Parts
-from dlm_edge.runtime.samplers import SAMPLERS, Sampler
+from dlm_edge.runtime.samplers import SAMPLERS
 from dlm_edge.runtime.settings import GenerateSettings, resolve, with_bundle_defaults
 from dlm_edge.runtime.template import Message
 
 Prompt = str | Sequence[int] | Sequence[Message]
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    ids: list[int]
-    settings: DecodeSettings
-    sampler: Sampler
-    working_bytes: int  # of caches, attention state and scores
 
 
 def prepare(parts: Parts, ids: list[int], values: dict[str, Any]) -> Request:

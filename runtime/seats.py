@@ -38,11 +38,11 @@ class Seats:
         free = sorted((seat for seat in self.all if not seat.is_taken), key=lambda seat: seat.used_at)
         if not free:
             return None
-        seat = max(free, key=lambda each: each.model.stored_prefix(job.prompt_ids))
+        seat = max(free, key=lambda each: each.model.stored_prefix(job.request.ids))
         if not self._make_room(seat, job, [other for other in free if other is not seat]):
             return None
         self._clock += 1
-        seat.is_taken, seat.used_at, seat.reserved = True, self._clock, max(seat.reserved, job.working_bytes)
+        seat.is_taken, seat.used_at, seat.reserved = True, self._clock, max(seat.reserved, job.request.working_bytes)
         return seat
 
     def _make_room(self, seat: Seat, job: Job, idle: Sequence[Seat]) -> bool:
@@ -50,10 +50,10 @@ class Seats:
             return True
         for other in (*idle, seat):  # its own caches may be of a longer request than this one
             others = sum(each.reserved for each in self.all if each is not seat)
-            if others + max(seat.reserved, job.working_bytes) <= self.room:
+            if others + max(seat.reserved, job.request.working_bytes) <= self.room:
                 return True
             other.discard()
-        return sum(each.reserved for each in self.all) + job.working_bytes <= self.room or not self._has_jobs()
+        return sum(each.reserved for each in self.all) + job.request.working_bytes <= self.room or not self._has_jobs()
 
     def _has_jobs(self) -> bool:
         return any(seat.is_taken for seat in self.all)

@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 
+from dlm_edge.runtime.job import Request
 from dlm_edge.runtime.seats import Seats
 from tests.runtime.test_engine import GatedModel
 from tests.runtime.toy import ToyModel
@@ -86,7 +87,7 @@ def test_a_failing_job_leaves_the_others_alone(make_engine):
 
 class FakeJob:
     def __init__(self, ids, working_bytes):
-        self.prompt_ids, self.working_bytes = ids, working_bytes
+        self.request = Request(ids, None, None, working_bytes)
 
 
 class FakeModel:

@@ -1,0 +1,295 @@
+"""The engine's interface with the model in a process of its own, whose crash does not take the application along."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from dlm_edge.errors import DlmEdgeError, JobError, UsageProblem
+from dlm_edge.families.spec import ModelSpec
+from dlm_edge.runtime.engine import follow
+from dlm_edge.runtime.events import EngineStats, Event, Finished, Result
+from dlm_edge.runtime.job import Job
+from dlm_edge.runtime.pipe_protocol import (
+    Call,
+    Cancel,
+    Close,
+    Failure,
+    Happened,
+    Open,
+    Request,
+    Submit,
+    decode_answer,
+    line,
+)
+from dlm_edge.runtime.request import Prompt
+from dlm_edge.runtime.worker import closed
+
+CLOSE_TIMEOUT_S = 5.0
+LOG_LINES = 20
+
+
+class ChildProcess:
+    """One life of the process: its pipes, and who waits for which answer. A thread reads, any thread writes."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+        )
+        self.numbers = itertools.count(1)
+        self.waiting: dict[int, Future[Any] | Job] = {}
+        self.log: deque[str] = deque(maxlen=LOG_LINES)
+        self.has_ended = False
+        self._lock = threading.Lock()
+        self.log_reader = threading.Thread(target=self._read_log, name="dlm-edge-child-log", daemon=True)
+        self.reader = threading.Thread(target=self._read_answers, name="dlm-edge-child", daemon=True)
+        self.log_reader.start()
+        self.reader.start()
+
+    def ask(self, make: Callable[[int], Request], waits: Future[Any] | Job) -> int:
+        """Send a request whose answers belong to `waits`. Raises E-CRASH."""
+        with self._lock:
+            if self.has_ended:
+                raise self.crash()
+            number = next(self.numbers)
+            self.waiting[number] = waits
+        self.send(make(number))
+        return number
+
+    def send(self, request: Request) -> None:
+        """A process that has just ended is noticed by the reader."""
+        assert self.process.stdin is not None
+        data = line(request)
+        with self._lock, suppress(OSError, ValueError):
+            while data:
+                data = data[self.process.stdin.write(data) or 0 :]
+
+    def crash(self) -> JobError:
+        said = self.log[-1] if self.log else "it said nothing"
+        message = f"the process that holds the model ended with {self.process.poll()}: {said}"
+        return JobError("E-CRASH", message, "the next request starts it again")
+
+    def _read_answers(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as pipe:
+            lines = open(pipe.fileno(), "rb", closefd=False)  # noqa: SIM115 - buffered, over the same pipe
+            for text in lines:
+                self._deliver(decode_answer(text))
+        self.process.wait()
+        self.log_reader.join()
+        with self._lock:
+            self.has_ended, waiting = True, list(self.waiting.values())
+            self.waiting.clear()
+        for one in waiting:
+            fail(one, self.crash())
+
+    def _deliver(self, answer: Any) -> None:
+        if isinstance(answer, Happened):
+            job = self.waiting.get(answer.id)
+            if isinstance(job, Job):
+                self._happen(answer, job)
+            return
+        waiting = self.waiting.pop(answer.id, None)
+        if isinstance(answer, Failure) and waiting is not None:
+            fail(waiting, answer.to_error())
+        elif isinstance(waiting, Future):
+            waiting.set_result(answer.value)
+
+    def _happen(self, answer: Happened, job: Job) -> None:
+        if isinstance(answer.event, Finished):
+            self.waiting.pop(answer.id, None)
+            job.finish(answer.event.result)
+            return
+        try:
+            job.emit(answer.event)
+        except DlmEdgeError as error:  # of the application's callback
+            self.waiting.pop(answer.id, None)
+            self.send(Cancel(answer.id))
+            job.fail(error)
+
+    def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        with open(self.process.stderr.fileno(), encoding="utf-8", errors="replace", closefd=False) as lines:
+            for text in lines:
+                if text.strip():
+                    self.log.append(text.strip()[:500])
+
+    def end(self, *, wait: bool) -> None:
+        self.send(Close(wait))
+        try:
+            self.process.wait(None if wait else CLOSE_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        if threading.current_thread() is not self.reader:
+            self.reader.join(CLOSE_TIMEOUT_S)
+        for pipe in (self.process.stdin, self.process.stderr):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+
+
+def fail(waiting: Future[Any] | Job, error: DlmEdgeError) -> None:
+    if isinstance(waiting, Job):
+        waiting.fail(error)
+    else:
+        waiting.set_exception(error)
+
+
+class SubprocessEngine:
+    """Same verbs and errors as Engine. When the process dies, its jobs fail with E-CRASH and the next request starts it
+    again. Events come on a thread of this engine, in the order of the jobs' own."""
+
+    def __init__(self, path: Path | str, device: str, options: dict[str, Any], command: Sequence[str]) -> None:
+        self._opening = (str(Path(path).resolve()), {"device": device} | options)
+        self._command = list(command)
+        self._lock = threading.Lock()
+        self._closed = False
+        self._child, self._about = self._start()
+        self._finalizer = weakref.finalize(self, end_child, [self._child])
+
+    @classmethod
+    def open(
+        cls, path: Path | str, device: str = "auto", *, command: Sequence[str] | None = None, **options: Any
+    ) -> Self:
+        """`options` of Engine.open. `command` starts `dlm_edge.runtime.child.main()`; a frozen application gives its own,
+        such as [sys.executable, "--child"]. Raises what Engine.open raises."""
+        return cls(path, device, options, command or [sys.executable, "-m", "dlm_edge.runtime.child"])
+
+    @property
+    def spec(self) -> ModelSpec:
+        return msgspec.convert(self._about["spec"], ModelSpec)
+
+    @property
+    def device(self) -> str:
+        return str(self._about["device"])
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self._about["has_chat_template"])
+
+    @property
+    def keeps_prompts(self) -> bool:
+        return bool(self._about["keeps_prompts"])
+
+    @property
+    def process_id(self) -> int:
+        return self._child.process.pid
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
+
+    def generate(self, prompt: Prompt, *, raw: bool = False, **settings: Any) -> Result:
+        return self.submit(prompt, raw=raw, is_watched=False, **settings).result()
+
+    def stream(self, prompt: Prompt, *, raw: bool = False, **settings: Any) -> Iterator[Event]:
+        return follow(self.submit(prompt, raw=raw, **settings))
+
+    def submit(
+        self,
+        prompt: Prompt,
+        *,
+        raw: bool = False,
+        on_event: Callable[[Event], None] | None = None,
+        is_watched: bool = True,
+        **settings: Any,
+    ) -> Job:
+        """What the engine refuses comes as the job's error, not from here."""
+        child = self._alive()
+        owner = Owner(child)
+        given: str | list[Any] = prompt if isinstance(prompt, str) else list(prompt)
+
+        def request(number: int) -> Submit:
+            owner.number = number
+            return Submit(number, given, raw, is_watched, settings)
+
+        job = Job(owner, on_event=on_event, is_watched=is_watched)
+        child.ask(request, job)
+        return job
+
+    def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
+        return list(self._call("encode", prompt=prompt if isinstance(prompt, str) else list(prompt), raw=raw))
+
+    def save_prompt_cache(self, path: Path | str) -> int:
+        return int(self._call("save_prompt_cache", path=str(Path(path).resolve())))
+
+    def load_prompt_cache(self, path: Path | str) -> int:
+        return int(self._call("load_prompt_cache", path=str(Path(path).resolve())))
+
+    def forget_prompt(self) -> None:
+        self._call("forget_prompt")
+
+    def stats(self) -> EngineStats:
+        return msgspec.convert(self._call("stats"), EngineStats)
+
+    def close(self, *, wait: bool = False) -> None:
+        """Cancel all jobs, or `wait` for them, and end the process. Closing again does nothing."""
+        with self._lock:
+            self._closed = True
+        self._child.end(wait=wait)
+        self._finalizer.detach()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, verb: Any, **arguments: Any) -> Any:
+        child, future = self._alive(), Future[Any]()
+        if threading.current_thread() is child.reader:
+            raise UsageProblem("E-REENTRANT", "the engine was called from its own callback", "call it elsewhere")
+        child.ask(lambda n: Call(n, verb, arguments), future)
+        return future.result()
+
+    def _alive(self) -> ChildProcess:
+        """The process, started again where it has died. Raises E-CLOSED."""
+        with self._lock:
+            if self._closed:
+                raise closed()
+            if self._child.has_ended:
+                self._child, self._about = self._start()
+                self._finalizer.detach()
+                self._finalizer = weakref.finalize(self, end_child, [self._child])
+            return self._child
+
+    def _start(self) -> tuple[ChildProcess, dict[str, Any]]:
+        child, ready = ChildProcess(self._command), Future[Any]()
+        try:
+            child.ask(lambda n: Open(n, *self._opening), ready)
+            return child, ready.result()
+        except BaseException:
+            child.end(wait=False)
+            raise
+
+
+class Owner:
+    """Whom a job's cancel tells: the process that works on it."""
+
+    def __init__(self, child: ChildProcess) -> None:
+        self.child, self.number = child, 0
+
+    def interrupt(self, job: Job) -> None:
+        self.child.send(Cancel(self.number))
+
+    def is_own_thread(self) -> bool:
+        return threading.current_thread() is self.child.reader
+
+
+def end_child(children: list[ChildProcess]) -> None:
+    for child in children:
+        child.end(wait=False)
