@@ -29,13 +29,15 @@ FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fas
 # Each vector width is a file of its own; the library chooses at run time.
 SOURCES: dict[str, list[str]] = {
     "library.cpp": [], "operator.cpp": [], "simd.cpp": [],
+    "attention_inputs.cpp": [], "pattern_inputs.cpp": [], "row_inputs.cpp": [], "select_inputs.cpp": [],
     "attention_op.cpp": [], "attention.cpp": [], "sparse_plan.cpp": [], "sparse_merge.cpp": [],
     "select_pages_op.cpp": [], "select_pages.cpp": [],
     "dequantize_rows_op.cpp": [], "dequantize_rows.cpp": [],
     "pattern_attention_op.cpp": [], "pattern_plan.cpp": [],
+    "quantize_rows_op.cpp": [], "quantize_rows.cpp": [],
     "attention_portable.cpp": [],
     "cuda_driver.cpp": [], "cuda_launch.cpp": [], "cuda_operators.cpp": [],
-    "cuda_attention.cpp": [], "cuda_select_pages.cpp": [], "cuda_dequantize_rows.cpp": [],
+    "cuda_attention.cpp": [], "cuda_select_pages.cpp": [], "cuda_dequantize_rows.cpp": [], "cuda_pattern_attention.cpp": [],
 }  # fmt: skip
 if X86:
     SOURCES["attention_avx2.cpp"] = ["-mavx2", "-mfma", "-mf16c"]

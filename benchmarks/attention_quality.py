@@ -65,9 +65,12 @@ def rows(prefix: int, *, full: bool = False) -> Iterator[Row]:
     yield Row("quest 1/8, pages of 16", attention=eighth | {"policy": "quest", "page_size": 16})
     for layout in ("kv-fp16", "kv-int8", "kv-int4", "kv-int4,group=128", "x-int8", "x-int4", "x-int3", "x-int2"):
         yield Row(f"{layout} dense", layout)
+    yield Row("kv-int4x2 dense", "kv-int4x2")
+    yield Row("kv-int4x2 dense, both planes", "kv-int4x2", {"planes": "both"})
     for bits in (4, 3, 2):
         yield Row(f"x-cl{bits} dense", f"x-cl{bits}")
-    yield Row("kv-int4 losa 1/8", "kv-int4", eighth)
+    for layout in ("kv-int4", "kv-int4x2"):
+        yield Row(f"{layout} losa 1/8", layout, eighth)
     for layout in ("x-int4", "x-cl3"):
         yield Row(f"{layout} losa 1/8, bounds", layout, eighth | {"selector": "bounds"})
     if not full:

@@ -6,7 +6,9 @@ Dense (ours, PyTorch's SDPA, flash-attn and ONNX Runtime's Attention where prese
 the head shapes of SDAR-8B, LLaDA-8B and Dream-7B, prefixes of 1K to 64K tokens, blocks of 16 and 32, pages in float16,
 int8 and int4. Needs torch with CUDA and Triton. A step is all of SelectPages and PrefixBlockAttention. "speed-up" is
 against the fastest dense attention of anybody; "block of 8" counts the dense first step in. Bandwidth is what the step
-had to read over its time, beside a measured copy. Exit codes: 0 done, 1 wrong results, 5 no usable GPU.
+had to read over its time, beside a measured copy. Two more tables: keys and values made again from XQuant's codes, fused
+and as two operators; and sequences without a cache, dense and by SparseD's pattern.
+Exit codes: 0 done, 1 wrong results, 5 no usable GPU.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ NO_DEVICE, WRONG = 5, 1
 MODELS = {"SDAR-8B": (32, 8, 128), "LLaDA-8B": (32, 32, 128), "Dream-7B": (28, 4, 128)}  # heads, kv heads, head_dim
 PREFIXES = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
 BLOCKS = (16, 32)
+LENGTHS = (2048, 8192, 16384)  # of sequences without a cache
 OUT_OF_CACHE_BYTES = 256 << 20  # several times the last-level cache of any device
 MOST_LAYERS = 36
 TARGET = 4.2  # losa over dense at 32K, steady state
@@ -36,6 +39,7 @@ def main() -> int:
     parser.add_argument("--prefixes", nargs="+", type=int, default=PREFIXES)
     parser.add_argument("--blocks", nargs="+", type=int, default=BLOCKS)
     parser.add_argument("--bits", nargs="+", type=int, default=(16, 8, 4), choices=(16, 8, 4))
+    parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS, help="of sequences without a cache")
     parser.add_argument("--check-only", action="store_true", help="correctness, no times")
     parser.add_argument("--json", type=Path, help="default: benchmarks/results/DATE-gpu-attention-DEVICE.json")
     args = parser.parse_args()
@@ -44,6 +48,7 @@ def main() -> int:
         print(f"gpu_attention: {problem}", file=sys.stderr)
         return NO_DEVICE
     from gpu.correctness import check_all
+    from gpu.other_operators import print_tables
 
     say("checking every kernel against the definitions")
     checks = check_all("cuda")
@@ -58,6 +63,7 @@ def main() -> int:
     target = args.json or RESULTS / f"{result['date']}-gpu-attention-{device}.json"
     target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print_table(result)
+    print_tables(result["rematerialised"], result["sequences"])
     say(f"written to {target}")
     return 0
 
@@ -83,6 +89,7 @@ def missing() -> str | None:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     import torch
+    from gpu.other_operators import measure_rows, measure_sequences
     from gpu.timing import copy_bandwidth
     from gpu.workload import Shape
 
@@ -98,7 +105,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 except torch.cuda.OutOfMemoryError:
                     say("  not enough device memory: left out")
                 torch.cuda.empty_cache()
-    return {"copy_bytes_per_s": bandwidth, "rows": rows}
+    models = {model: MODELS[model] for model in args.models}
+    more = {
+        "rematerialised": measure_rows(models, args.prefixes, bandwidth, say),
+        "sequences": measure_sequences(models, args.lengths, say),
+    }
+    return {"copy_bytes_per_s": bandwidth, "rows": rows, **more}
 
 
 def measure_shape(shape: Any, all_bits: list[int], bandwidth: float) -> list[dict[str, Any]]:

@@ -29,7 +29,11 @@ from gpu_attention import NO_DEVICE, RESULTS, WRONG, machine, missing, say
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 SHAPES = ("1.7b", "4b", "llada-8b")
-POLICIES = ("dense", "losa", "mage")
+POLICIES = {  # by cache layout
+    "kv": ("dense", "losa", "mage"),
+    "none": ("dense", "sparsed"),  # every step computes the whole sequence: models with full attention only
+}
+FULL_ATTENTION = ("llada-8b",)
 AGREEMENT = 0.9  # share of equal tokens before two float16 runs may part at a near-tie
 SMALL = "tiny"
 
@@ -88,12 +92,12 @@ def missing_runtime() -> str | None:
     return None
 
 
-def prepare(shape: str, work: Path) -> tuple[Path, Path]:
+def prepare(shape: str, work: Path, cache: str = "kv") -> tuple[Path, Path]:
     """A packed checkpoint and its bundle; what stands in `work` already is used again."""
     from dlm_edge.export import export
     from dlm_edge.quant import quantize
 
-    source, packed, bundle = (work / f"{shape}-{kind}" for kind in ("source", "packed", "bundle"))
+    source, packed, bundle = (work / f"{shape}-{kind}" for kind in ("source", "packed", f"bundle-{cache}"))
     if not (source / "config.json").exists():
         say(f"writing a random {shape} checkpoint")
         write_source(source, shape)
@@ -102,7 +106,7 @@ def prepare(shape: str, work: Path) -> tuple[Path, Path]:
         quantize(source, packed, method="rtn", bits=4, group_size=128 if shape != SMALL else 32, resume=True)
     if not bundle.exists():
         say("exporting")
-        export(packed, bundle, target="cuda")
+        export(packed, bundle, target="cuda", cache=cache)
     return packed, bundle
 
 
@@ -134,21 +138,33 @@ def agreement(work: Path) -> float:
 
 
 def measure_shape(shape: str, work: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for cache in ("kv", "none") if shape in FULL_ATTENTION else ("kv",):
+        packed, bundle = prepare(shape, work, cache)
+        found, prompts = measure_bundle(shape, bundle, cache, args)
+        rows += found
+    return with_speed_ups(rows + measure_plain(shape, packed, prompts, args))
+
+
+def measure_bundle(
+    shape: str, bundle: Path, cache: str, args: argparse.Namespace
+) -> tuple[list[dict[str, Any]], dict[int, list[int]]]:
+    """Rows, and the prompts by their lengths."""
     from dlm_edge.runtime import Engine
 
-    packed, bundle = prepare(shape, work)
     rows = []
     with Engine.open(bundle, device="cuda") as engine:
         check_native(engine)
         lengths = [n for n in args.prompt_tokens if n + args.new_tokens <= engine.spec.max_positions]
         prompts = {n: random_prompt(n, engine.spec.vocab_size) for n in lengths}
         for n, prompt in prompts.items():
-            for policy in POLICIES:
-                say(f"{shape}, prompt {n}, {policy}")
+            for policy in POLICIES[cache]:
+                say(f"{shape}, prompt {n}, cache {cache}, {policy}")
                 generate(engine, prompt, args.new_tokens, policy)  # loads kernels, grows memory
                 times = repeated(partial(generate, engine, prompt, args.new_tokens, policy), args)
-                rows.append({"shape": shape, "prompt": n, "what": policy, **per_token(times, args.new_tokens)})
-    return with_speed_ups(rows + measure_plain(shape, packed, prompts, args))
+                what = policy if cache == "kv" else f"{policy}, no cache"
+                rows.append({"shape": shape, "prompt": n, "what": what, **per_token(times, args.new_tokens)})
+    return rows, prompts
 
 
 def measure_plain(

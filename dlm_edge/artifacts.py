@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -14,11 +15,11 @@ from dlm_edge.bundle import is_bundle, open_bundle
 from dlm_edge.errors import EnvironmentProblem
 
 
-def resolve_bundle(name: str | Path) -> Path:
+def resolve_bundle(name: str | Path, *, say: Callable[[str], None] | None = None) -> Path:
     """The bundle itself, or one exported from the checkpoint `name` into the user's cache folder.
 
     The cached bundle is found by the size and time of the source's files, so a changed source is exported again;
-    one line on stderr says what is done.
+    one line says what is done, on stderr unless `say` is given.
     """
     path = Path(name)
     if is_bundle(path):
@@ -36,7 +37,11 @@ def resolve_bundle(name: str | Path) -> Path:
     if is_bundle(cached):
         open_bundle(cached)
         return cached
-    print(f"exporting {checkpoint.name} to {cached}", file=sys.stderr)
+    line = f"exporting {checkpoint.name} to {cached}"
+    if say is None:
+        print(line, file=sys.stderr)
+    else:
+        say(line)
     export(name, cached, restart=cached.exists())
     return cached
 

@@ -12,6 +12,7 @@ import msgspec
 from dlm_edge import files
 from dlm_edge.errors import InputFileError, UsageProblem
 from dlm_edge.families.spec import ModelSpec
+from dlm_edge.nearest import unknown_field
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_SCHEMA = 2
@@ -114,7 +115,9 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
     except msgspec.DecodeError as error:
-        raise InputFileError("E-MANIFEST", f"{path}: {error}", "export it again with this version") from error
+        known = {*Manifest.__struct_fields__, *FileEntry.__struct_fields__, *ModelSpec.__struct_fields__}
+        message = f"{path}: {error}{unknown_field(str(error), known)}"
+        raise InputFileError("E-MANIFEST", message, "export it again with this version") from error
     if manifest.schema != MANIFEST_SCHEMA:
         message = f"{path} has schema {manifest.schema}, this version reads {MANIFEST_SCHEMA}"
         raise InputFileError("E-MANIFEST", message, "export it again with this version")

@@ -112,3 +112,9 @@ def remove_leftovers(folder: Path) -> None:
     """Delete temporary files of ours that a killed run left behind."""
     for path in folder.glob(TEMPORARY + "*"):
         calls.unlink(path)
+
+
+def free_bytes(folder: Path) -> int:
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

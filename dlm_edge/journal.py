@@ -1,227 +1,18 @@
-"""Long jobs that survive being killed: a work folder beside the output, and a journal of what is finished.
+"""The journal of a long job: one JSON line for what it is, then one for everything that is finished.
 
-    with WorkFolder.open(out, fingerprint, resume=True, restart=False) as work:
-        if not work.is_done("layer-3"):
-            ... write files under work.path ...
-            work.record("layer-3", names=["layer-3.safetensors"], error=0.01)
-        work.finish()
-
-A record is one JSON line, written and synced after the files it names; a torn last line is dropped, a file
-that no longer has its recorded size and hash makes its record void. `finish` renames the whole folder, so
-the output is either the old one or the complete new one.
+A torn last line is dropped; a line whose files no longer have the recorded sizes and hashes does not count.
 """
 
 from __future__ import annotations
 
-import getpass
-import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from dlm_edge import files
-from dlm_edge.bundle import MANIFEST_NAME
-from dlm_edge.errors import JobError, UsageProblem
-from dlm_edge.quantized import RECORD_NAME
+from dlm_edge.errors import UsageProblem
 
 JOURNAL = "journal.jsonl"
-CONVERSION_NAME = "dlm_edge_conversion.json"  # what `convert` leaves in a folder of another tool's format
-
-
-class WorkFolder:
-    def __init__(self, out: Path, path: Path, records: dict[str, dict[str, Any]]) -> None:
-        self.out, self.path, self.records = out, path, records
-
-    @classmethod
-    @contextmanager
-    def open(
-        cls,
-        out: Path,
-        fingerprint: dict[str, Any],
-        *,
-        resume: bool,
-        restart: bool,
-        discard_unfinished: bool = False,
-    ) -> Iterator[WorkFolder]:
-        """Lock `out`, and start or resume its work folder.
-
-        Raises E-EXISTS when `out` is there and `restart` was not asked for (nor a replacement of it that was cut
-        short is resumed) or when a folder that is not ours has the work folder's name, E-BUSY when another process
-        works on `out`, E-RESUME when the started job had other settings (or none was asked to be resumed).
-        `discard_unfinished`: for jobs that are cheaper to do again than to resume; only an unfinished run with the
-        same "job" in its fingerprint is discarded.
-        """
-        if out.name in ("", ".."):
-            raise UsageProblem("E-USAGE", f"{out} cannot be an output folder", "give a folder of its own with -o")
-        if out.is_symlink():  # the folder it leads to is replaced, not the link
-            out = out.resolve()
-        path = out.with_name(out.name + ".partial")
-        files.make_folder(out.parent)
-        lock = FileLock(lock_path(out))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            message = f"another run{named_holder(lock_path(out))} is writing {out}"
-            raise JobError("E-BUSY", message, "wait for it, or choose another folder") from None
-        try:
-            note_holder(lock_path(out))
-            recover(out)
-            if out.exists() and not restart and not (resume and read_journal(path / JOURNAL)):
-                hint = "choose another folder with -o, or replace it with --restart"
-                raise UsageProblem("E-EXISTS", f"{out} exists already", hint)
-            check_replaceable(out)
-            if (restart or discard_unfinished) and path.exists():
-                check_ours(path, journal_is_proof=True)
-                if not restart:
-                    check_same_job(path, fingerprint)
-                discard(path, out)
-            yield cls(out, path, cls._start(out, path, fingerprint, resume))
-        finally:
-            holder_path(lock_path(out)).unlink(missing_ok=True)
-            lock.release()
-
-    @classmethod
-    def _start(cls, out: Path, path: Path, fingerprint: dict[str, Any], resume: bool) -> dict[str, dict[str, Any]]:
-        lines = read_journal(path / JOURNAL)
-        if lines:
-            if not resume:
-                hint = "continue it with --resume, or start anew with --restart"
-                raise UsageProblem("E-RESUME", f"{path} holds an unfinished run", hint)
-            check_fingerprint(lines[0]["fingerprint"], json.loads(json.dumps(fingerprint)), path)
-            files.remove_leftovers(path)
-            drop_damage(path / JOURNAL, len(lines))
-            return {line["key"]: line for line in lines[1:] if files_intact(path, line)}
-        if path.exists():  # created, but killed before the first journal line: nothing in it counts
-            check_ours(path, journal_is_proof=False)
-            discard(path, out)
-        files.make_folder(path)
-        _append(path / JOURNAL, {"fingerprint": fingerprint, "pid": os.getpid()})
-        with files.io_errors(path, "cannot write"):
-            files.sync_folder(path)
-            files.sync_folder(path.parent)
-        return {}
-
-    def is_done(self, key: str) -> bool:
-        return key in self.records
-
-    def record(self, key: str, *, names: list[str], **info: Any) -> None:
-        """Note that `key` is finished and that its files, already written, have these sizes and hashes."""
-        entries = [
-            {"name": n, "size": (self.path / n).stat().st_size, "sha256": files.sha256_of(self.path / n)} for n in names
-        ]
-        line = {"key": key, "files": entries, **info}
-        _append(self.path / JOURNAL, line)
-        self.records[key] = line
-
-    def finish(self) -> None:
-        """Put the work folder in the place of the output; the journal goes last, so that until then a kill costs
-        nothing that was finished."""
-        with files.io_errors(self.out, "cannot finish"):
-            old = replaced_path(self.out)
-            if self.out.exists():
-                files.calls.replace(self.out, old)
-            files.calls.replace(self.path, self.out)
-            files.sync_folder(self.out.parent)
-            files.calls.unlink(self.out / JOURNAL)
-            if old.exists():
-                files.calls.rmtree(old)
-
-
-def replaced_path(out: Path) -> Path:
-    return out.with_name(f"{files.TEMPORARY}replaced-{out.name}")
-
-
-def discarded_path(out: Path) -> Path:
-    return out.with_name(f"{files.TEMPORARY}discarded-{out.name}")
-
-
-def discard(path: Path, out: Path) -> None:
-    """Remove a work folder: by a rename first, so that a kill never leaves half of one under its name."""
-    with files.io_errors(path, "cannot remove"):
-        files.calls.replace(path, discarded_path(out))
-        files.calls.rmtree(discarded_path(out))
-
-
-def check_ours(path: Path, *, journal_is_proof: bool) -> None:
-    """Raise E-EXISTS unless `path` is a work folder: nobody else's files are ever removed.
-
-    Without a journal that can be read only an empty folder passes: any other file is written after its first line.
-    """
-    names = {p.name for p in path.iterdir()} if path.is_dir() else {""}
-    strangers = {n for n in names if n != JOURNAL and not n.startswith(files.TEMPORARY)}
-    if strangers and not (journal_is_proof and JOURNAL in names):
-        hint = "start anew with --restart" if JOURNAL in names else "move it away, or choose another folder with -o"
-        raise UsageProblem("E-EXISTS", f"{path} is in the way and holds no journal that can be read", hint)
-
-
-def check_replaceable(out: Path) -> None:
-    """Raise E-EXISTS when `out` is there and is neither empty nor an output of ours."""
-    if out.is_dir():
-        ours = (out / RECORD_NAME).is_file() or (out / CONVERSION_NAME).is_file() or holds_our_manifest(out)
-        if ours or not any(out.iterdir()):
-            return
-    elif not out.exists():
-        return
-    message = f"{out} is not a folder that dlm-edge wrote"
-    raise UsageProblem("E-EXISTS", message, "it is never replaced; choose another folder with -o")
-
-
-def holds_our_manifest(folder: Path) -> bool:
-    """Many programs call a file manifest.json; ours names the version of the operators."""
-    try:
-        manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(manifest, dict) and {"schema", "operator_version", "files"} <= set(manifest)
-
-
-def recover(out: Path) -> None:
-    """Mend a kill inside `finish` or `discard`: the old output goes back, or away."""
-    old = replaced_path(out)
-    with files.io_errors(out, "cannot recover"):
-        if discarded_path(out).exists():
-            files.calls.rmtree(discarded_path(out))
-        if out.exists():
-            if read_journal(out / JOURNAL):
-                files.calls.unlink(out / JOURNAL)
-            if old.exists():
-                files.calls.rmtree(old)
-        elif old.exists():
-            files.calls.replace(old, out)
-
-
-def lock_path(out: Path) -> Path:
-    """Outside the output's folder, so that nothing is left there; the kernel drops the lock with the process."""
-    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()  # a container may have no name for its user
-    folder = Path(tempfile.gettempdir()) / f"dlm-edge-locks-{user}"
-    with files.io_errors(folder, "cannot create"):
-        folder.mkdir(exist_ok=True)
-    return folder / (hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:24] + ".lock")
-
-
-def holder_path(lock: Path) -> Path:
-    """The lock itself cannot hold a word: whoever asks for it may empty it."""
-    return lock.with_suffix(".pid")
-
-
-def note_holder(lock: Path) -> None:
-    with files.io_errors(holder_path(lock), "cannot write"):
-        holder_path(lock).write_text(str(os.getpid()))
-
-
-def named_holder(lock: Path) -> str:
-    """As in " (process 1234)"; nothing when the holder has not yet said who it is."""
-    try:
-        return f" (process {int(holder_path(lock).read_text())})"
-    except (OSError, ValueError):
-        return ""
 
 
 def drop_damage(path: Path, n_lines: int) -> None:
@@ -272,14 +63,8 @@ def check_fingerprint(found: dict[str, Any], wanted: dict[str, Any], path: Path)
         raise UsageProblem("E-RESUME", f"{path} was started differently ({changes})", "use --restart to start anew")
 
 
-def _append(path: Path, line: dict[str, Any]) -> None:
+def append(path: Path, line: dict[str, Any]) -> None:
     with files.io_errors(path, "cannot write"), files.calls.open(path, "ab") as file:
         files.calls.write(file, json.dumps(line).encode() + b"\n")
         file.flush()
         files.calls.fsync(file.fileno())
-
-
-def free_bytes(folder: Path) -> int:
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free

@@ -181,7 +181,8 @@ class LayerRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     method: str
     format: CodeFormat = "int"
     zero: ZeroKind = "symmetric"
-    activations: Literal["float", "int8"] = "float"  # int8: rounded per token before the product
+    # int8: rounded per token before the product; float: a kernel may round them in blocks; exact: not even so
+    activations: Literal["float", "int8", "exact"] = "float"
     outlier_columns: int = 0
     reordered: bool = False
     error: float | None = None  # ||(W - W') X||^2 / ||W X||^2 on the calibration states
@@ -190,7 +191,7 @@ class LayerRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     effective_rank: float | None = None  # of the inputs' second moment, at most in_features
     input_peak: float | None = None  # largest |x| of the strongest input channel over that of the median one
     damping: float | None = None
-    treatment: list[str] = []  # done about outliers: smooth, scale, split, rotate, more bits or none, each with (why)
+    treatment: list[str] = []  # done about outliers: smooth, scale, split, rotate, more bits, float or none, with (why)
     notes: list[str] = []
 
 

@@ -1,6 +1,7 @@
 """The step graph: one denoising step of a window over shared caches, for every family that ModelSpec describes.
 
-    input_ids [1, W], start [1], cache_len [1], attn_block [1], logit_rows [R], policy [layers, 9], drift [1]
+    input_ids [1, W], start [1], cache_len [1], attn_block [1], logit_rows [R], policy [layers, 9], drift [1],
+    where codes lie in two planes also planes [1]: how many of them are read,
     and per layer: the caches of the layout (cache_nodes/), the page bounds page_low, page_high, page_scale, and the state of
     sparse attention q_last, q_stored, prefix_out, prefix_lse, masses
  -> logits [R, vocab], and per layer: written caches and new state with the suffix _out, what the caller is to store,
@@ -44,7 +45,7 @@ class StepGraph:
         self.spec: ModelSpec = checkpoint.spec
         self.precision = precision
         self.body: int = TYPES[precision.body]
-        self.cache = cache_nodes(layout, self.spec.n_layers)
+        self.cache = cache_nodes(layout, self.spec)
         self.is_whole = isinstance(self.cache, WholeSequence)  # the window, which is the sequence
         self.graph = GraphBuilder(data, precision.body)
         self.weights = WeightNodes(checkpoint, self.graph, precision)
@@ -154,7 +155,7 @@ class StepGraph:
         g.add("Cast", [logits], "logits", to=TensorProto.FLOAT)
 
     def model(self) -> onnx.ModelProto:
-        numbers = () if self.is_whole else ("start", "cache_len", "attn_block")
+        numbers = () if self.is_whole else ("start", "cache_len", "attn_block", *self.cache.numbers)
         inputs = [
             helper.make_tensor_value_info("input_ids", TensorProto.INT64, [1, "window"]),
             *(helper.make_tensor_value_info(n, TensorProto.INT64, [1]) for n in numbers),
@@ -168,7 +169,7 @@ class StepGraph:
             written = {n: t for n, t in state.items() if n not in BOUNDS} | {n: cache[n] for n in self.cache.written()}
             inputs += [tensor(f"{name}.{i}", of) for name, of in (cache | state).items()]
             outputs += [tensor(f"{name}_out.{i}", of) for name, of in written.items() if self.keeps(name)]
-            outputs += [tensor(f"{name}.{i}", of) for name, of in self.cache.stored(self.spec, self.body).items()]
+            outputs += [tensor(f"{name}.{i}", of) for name, of in self.cache.stored(i, self.spec, self.body).items()]
             outputs.append(tensor(f"stats.{i}", (TensorProto.FLOAT, [4])))
         graph = helper.make_graph(self.graph.nodes, "step", inputs, outputs, self.graph.initializers)
         opsets = [("", OPSET), (MICROSOFT, 1), (DOMAIN, OPERATOR_VERSION)]

@@ -94,7 +94,10 @@ class WeightNodes:
         if record.activations == "int8" and not round_rows:
             self._notices["weights were made for int8 activations, which this target keeps in float16"] += 1
         runnable = block_of(tensor) is not None
-        form = choose_form(tensor, precision, role, rounded=round_rows)
+        form = choose_form(tensor, precision, role, keep=round_rows)
+        if record.activations == "exact" and form.accuracy_level:
+            form = choose_form(tensor, precision, role, keep=True)
+            self._notices["weights keep float activations, as quantizing measured outliers that need it"] += 1
         rounded_inside = runnable and form.accuracy_level > 0
         if tensor.outliers is not None and tensor.zero_kind != "float" and (round_rows or rounded_inside):
             x = self._rounded.without(x, tensor.outliers.columns, tensor.shape[1])

@@ -52,15 +52,15 @@ class Form:
     block: int
 
 
-def choose_form(tensor: QuantizedTensor, precision: Precision, role: str, *, rounded: bool) -> Form:
+def choose_form(tensor: QuantizedTensor, precision: Precision, role: str, *, keep: bool) -> Form:
     """The fastest of the forms that keep activations as `precision` wants them.
 
-    `rounded` activations lie on a grid of their own already, which level 4 would round again. The input of `down`
-    carries the massive activations of diffusion models (arXiv 2508.14896), so it stays in float, except at 8 bits,
-    which have no fast kernel for it.
+    `keep`: these must not be rounded, because they lie on a grid of their own already, which level 4 would round again,
+    or because of outliers that quantizing has measured. The input of `down` carries the massive activations of
+    diffusion models (arXiv 2508.14896), so it stays in float, except at 8 bits, which have no fast kernel for it.
     """
     block, zero = block_of(tensor) or tensor.group_size, tensor.zero_kind
-    level = 4 if precision.int8_activations and not rounded else 0
+    level = 4 if precision.int8_activations and not keep else 0
     if role.endswith("down.weight") and tensor.bits != 8:
         level = 0
     if tensor.bits == 2:

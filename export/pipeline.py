@@ -25,6 +25,7 @@ from dlm_edge.export.verify import make_prompts, verify
 from dlm_edge.files import free_bytes
 from dlm_edge.journal import JOURNAL
 from dlm_edge.memory import peak_rss_bytes
+from dlm_edge.nearest import nearest
 from dlm_edge.work_folder import WorkFolder
 
 GRAPH_NAME = "model.onnx"
@@ -64,9 +65,9 @@ def export(
     """
     started = time.perf_counter()
     if target not in TARGETS:
-        raise UsageProblem("E-USAGE", f"target {target!r} is not known", f"known: {', '.join(TARGETS)}")
+        raise UsageProblem("E-USAGE", f"target {target!r} is not known", nearest(target, TARGETS))
     if accuracy not in ACCURACIES:
-        raise UsageProblem("E-USAGE", f"accuracy {accuracy!r} is not known", f"known: {', '.join(ACCURACIES)}")
+        raise UsageProblem("E-USAGE", f"accuracy {accuracy!r} is not known", nearest(accuracy, ACCURACIES))
     say = progress or (lambda _: None)
     # A bundle without a usable tokenizer would fail only when somebody runs it.
     source, out = open_checkpoint(checkpoint, need_tokenizer=True), Path(out)

@@ -18,6 +18,7 @@ from dlm_edge.errors import InputFileError, JobError
 from dlm_edge.evaluation.tasks import SHORT_TASKS, make_samples
 from dlm_edge.export.exact_twin import exact_twin
 from dlm_edge.families.spec import ModelSpec
+from dlm_edge.kernels.quantized_pages.planes import BOTH
 from dlm_edge.kernels.select_pages.reference import EXACT_POLICY, Policy
 from dlm_edge.models.streamed import streamed_logits
 from dlm_edge.quantized import LayerRecord
@@ -192,7 +193,9 @@ def run(
     """Logits of the rows asked for, and the caches and state afterwards."""
     pattern = spec.conventions.attention
     block = {"full": FULL, "causal": 1, "block_causal": spec.conventions.block_length}[pattern]
-    scalars = {"start": start, "cache_len": cache_len, "attn_block": block}
+    # Nothing is stored in the host's layouts: caches of codes stay empty.
+    scalars = {"start": start, "cache_len": cache_len, "attn_block": block, "stored_rows": 0, "stored_keys": 0}
+    scalars["planes"] = BOTH
     feeds: dict[str, Any] = {name: np.array([value], np.int64) for name, value in scalars.items()}
     feeds["policy"] = np.array(
         [astuple(replace(policy, page_size=start + len(ids) + cache_len))] * spec.n_layers
@@ -203,7 +206,7 @@ def run(
         "logit_rows": logit_rows.astype(np.int64),
     }
     names = [output.name for output in session.get_outputs()]
-    known = {given.name for given in session.get_inputs()}  # without caches there is no place in one
+    known = {given.name for given in session.get_inputs()}  # not every layout has all
     feeds = {name: value for name, value in feeds.items() if name in known}
     written = dict(zip(names, session.run(names, feeds | caches), strict=True))
     return written["logits"], {name: written.get(name.replace(".", "_out."), old) for name, old in caches.items()}

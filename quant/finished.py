@@ -12,7 +12,6 @@ from torch import Tensor
 
 from dlm_edge import files
 from dlm_edge.checkpoint.formats.imatrix import gguf_name, write_imatrix
-from dlm_edge.journal import WorkFolder
 from dlm_edge.models.int8_linear import with_int8_activations
 from dlm_edge.models.streamed import layer_roles
 from dlm_edge.models.transformer import Layer
@@ -21,6 +20,7 @@ from dlm_edge.quant.moments import Moments
 from dlm_edge.quant.plan import Plan
 from dlm_edge.quant.source_weights import SourceWeights
 from dlm_edge.quantized import LayerRecord, QuantizedTensor, dequantize
+from dlm_edge.work_folder import WorkFolder
 
 IMATRIX = "imatrix.dat"
 

@@ -40,8 +40,8 @@ class InvarianceCheck:
         positions = torch.arange(self.ids.shape[1])
         self.tables = rope_tables(positions, self.spec.head_dim, self.spec.rope_theta)
         self.attend = pattern(self.spec.conventions, positions)
-        self.states = weights.gathered("embed.weight", self.ids, rotated=False)
-        got = weights.gathered("embed.weight", self.ids)
+        self.states = weights.embedded(self.ids, rotated=False)
+        got = weights.embedded(self.ids)
         self.embedding = checked("the embedding", got, self.rotation.residual.apply(self.states))
 
     def turn(self, number: int, layer: Layer) -> float:

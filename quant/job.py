@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import torch
 from torch import Tensor
 
-import dlm_edge
 from dlm_edge.checkpoint import Checkpoint
 from dlm_edge.errors import Stopped
-from dlm_edge.journal import WorkFolder
 from dlm_edge.models.transformer import Layer
 from dlm_edge.quant.calibration import Calibration
 from dlm_edge.quant.finished import FinishedLayers, file_name, layer_key
 from dlm_edge.quant.held_out import held_out_states
-from dlm_edge.quant.invariance import InvarianceCheck, summary
+from dlm_edge.quant.invariance import InvarianceCheck
 from dlm_edge.quant.layer_file import StoredTensor, packed_tensors, write_layer_file
 from dlm_edge.quant.layer_pass import advance
 from dlm_edge.quant.layer_step import LayerJob, quantize_with_states, quantize_without_states
 from dlm_edge.quant.methods import QuantizedLinear, find_method
 from dlm_edge.quant.mixed import more_bits
 from dlm_edge.quant.moments import Moments
+from dlm_edge.quant.outcome import BITS, OUTER, QUALITY, ROTATION, Outcome
 from dlm_edge.quant.outer import chunks, outer_tensors, packed_chunks
 from dlm_edge.quant.output_folder import audit, write_folder
 from dlm_edge.quant.plan import Plan, QuantizeOptions
@@ -36,9 +35,7 @@ from dlm_edge.quant.rotation import Rotation
 from dlm_edge.quant.source_weights import SourceWeights
 from dlm_edge.quant.statistics import InputStatistics
 from dlm_edge.quant.treatments import Decision
-from dlm_edge.quantized import LayerRecord, QuantizationRecord
-
-OUTER, BITS, ROTATION, QUALITY = "outer", "bits", "rotation", "quality"  # journal keys of what belongs to no layer
+from dlm_edge.work_folder import WorkFolder
 
 
 class Job:
@@ -58,6 +55,7 @@ class Job:
         rotation = Rotation.of(self.source.spec, options.seed) if self.recipe.rotate else None
         self.weights = SourceWeights(self.source, zero_nonfinite=options.allow_nonfinite, rotation=rotation)
         self.done = FinishedLayers(work, plan, self.weights)
+        self.outcome = Outcome(plan, options, calibrated, self.done)
         self.hidden: list[Tensor] = []
         self.full: list[Tensor] | None = None
         self.probe: QualityProbe | None = None
@@ -74,7 +72,7 @@ class Job:
             message = f"stopped with {done} of {n_layers} layers finished"
             raise Stopped("E-STOPPED", message, "continue with the same command and --resume") from None
         self.source.check_unchanged()
-        write_folder(self.work.path, self.plan, self.options, self.record(), self.done.where(OUTER))
+        write_folder(self.work.path, self.plan, self.options, self.outcome.record(), self.done.where(OUTER))
         if self.options.imatrix:
             self.done.write_imatrix()
         audit(self.work.path, self.plan)
@@ -111,7 +109,7 @@ class Job:
         tensors, records = outer_tensors(self.plan, self.weights)
         # What is not packed is read, and its zeroed values are counted, only here.
         write_layer_file(self.work.path / file_name(OUTER), tensors)
-        untold = self.zeroed_beside(self.plan.outer_roles, self.plan.outer)
+        untold = self.weights.zeroed_beside(self.plan.outer_roles, self.plan.outer)
         self.record_file(OUTER, tensors, layers=[msgspec.to_builtins(r) for r in records], untold=untold)
 
     def open_streams(self) -> None:
@@ -120,7 +118,7 @@ class Job:
         def embed(which: str, ids: Tensor) -> Tensor:
             if which == "after" and "embed.weight" in self.plan.outer:
                 return self.done.gathered_embedding(OUTER, ids)
-            return self.weights.gathered("embed.weight", ids)
+            return self.weights.embedded(ids)
 
         ids = [batch.ids for batch in self.calibrated.batches]
         self.hidden = [embed("after", i) for i in ids]
@@ -150,7 +148,7 @@ class Job:
             if zeroed:
                 result.record.notes.append(f"{zeroed} NaN or infinite weights set to zero")
         roles = [r for r in self.weights.zeroed if r.startswith(f"layers.{i}.")]
-        untold = self.zeroed_beside(roles, self.plan.roles)
+        untold = self.weights.zeroed_beside(roles, self.plan.roles)
         if results:
             results[0].record.notes.extend(untold)
         self.keep(i, layer, results, time.perf_counter() - started, [] if results else untold, changed)
@@ -168,13 +166,6 @@ class Job:
                 line = self.work.records[BITS]
                 found[linear] += more_bits(line["bits"][name], self.recipe.bits, line["errors"][name])
         return found
-
-    def zeroed_beside(self, roles: Iterable[str], packed: Iterable[str]) -> list[str]:
-        """Norms, biases and skipped weights have no record of their own: the nearest one tells of them."""
-        origins = dict.fromkeys(map(self.weights.origin, roles))
-        told = set(map(self.weights.origin, packed))
-        found = [(self.plan.name_of(r), self.weights.zeroed.get(r, 0)) for r in origins if r not in told]
-        return [f"{count} NaN or infinite values of {name} set to zero" for name, count in found if count]
 
     def bits_of(self, names: dict[str, str]) -> dict[str, float]:
         chosen = self.work.records[BITS]["bits"] if self.work.is_done(BITS) else {}
@@ -254,48 +245,3 @@ class Job:
     def record_file(self, key: str, tensors: list[StoredTensor], **info: Any) -> None:
         """The journal line that makes the file count."""
         self.work.record(key, names=[file_name(key)], tensors=[t.name for t in tensors], **info)
-
-    def records(self) -> list[LayerRecord]:
-        """Of every weight; the first also tells what belongs to none."""
-        lines = [self.work.records[OUTER], *self.done.lines()]
-        records = [msgspec.convert(layer, LayerRecord) for line in lines for layer in line["layers"]]
-        records[0].notes.extend(note for line in lines for note in line["untold"])
-        return records
-
-    def reports(self) -> list[LayerReport]:
-        seconds = [0.0] * len(self.plan.outer) + [s for line in self.done.lines() for s in line["seconds"]]
-        return [LayerReport.of(record, s) for record, s in zip(self.records(), seconds, strict=True)]
-
-    def fallbacks(self) -> list[str]:
-        return [name for line in self.done.lines() for name in line["fallbacks"]]
-
-    def packed_bytes(self) -> int:
-        return sum(int(line["packed_bytes"]) for line in self.done.lines())
-
-    def quality(self) -> list[dict[str, Any]]:
-        return list(self.work.records[QUALITY]["quality"]) if self.work.is_done(QUALITY) else []
-
-    def rotation(self) -> dict[str, Any]:
-        """How much the rotation changed the model in full precision; empty without one."""
-        if not self.work.is_done(ROTATION):
-            return {}
-        line, layers = self.work.records[ROTATION], [line["rotation_change"] for line in self.done.lines()]
-        return summary(self.source.spec, line["embedding"], layers, line["logits"])
-
-    def record(self) -> QuantizationRecord:
-        recipe, options = self.recipe, self.options
-        return QuantizationRecord(
-            method=recipe.method,
-            bits=recipe.bits,
-            group_size=recipe.group_size,
-            seed=options.seed,
-            recipe={"name": options.recipe_name, **msgspec.to_builtins(recipe)},
-            calibration=self.calibrated.description() if self.calibrated else {},
-            source={"name": self.source.name, "files": self.source.weight_files()},
-            tool_version=dlm_edge.__version__,
-            layers=self.records(),
-            skipped=list(self.plan.skipped),
-            fallbacks=self.fallbacks(),
-            quality=self.quality(),
-            rotation=self.rotation(),
-        )

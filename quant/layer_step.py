@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from dlm_edge.families.spec import ModelSpec
 from dlm_edge.models.transformer import Layer
+from dlm_edge.quant.block_rounding import judge, rounding_error
 from dlm_edge.quant.layer_pass import ADDING, LINEARS, Inputs, Stage, advance, run_stages
 from dlm_edge.quant.methods import QuantizedLinear, find_method, quantize_linear
 from dlm_edge.quant.recipes import Recipe
@@ -20,6 +21,8 @@ from dlm_edge.quant.statistics import InputStatistics
 from dlm_edge.quant.treatments import Decision, settled
 from dlm_edge.quant.tuning import TuningConfig, tune_layer
 from dlm_edge.quantized import PackedWeight, QuantizedTensor, dequantize
+
+SAMPLED_TOKENS = 256  # that the rounding of activations is judged on
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,7 @@ def round_stages(
         for linear in wanted:
             weight = weight_of(layer, linear)
             result = round_one(job, linear, weight, statistics)
+            result = kept_from_rounding(result, statistics)
             if inputs.zeroed:
                 result.record.notes.append(f"{inputs.zeroed} NaN or infinite input values counted as zero")
             weight.copy_(torch.from_numpy(dequantize(result.tensor)))
@@ -132,6 +136,16 @@ def round_stages(
 def round_one(job: LayerJob, linear: str, weight: Tensor, inputs: InputStatistics | None) -> QuantizedLinear:
     config = job.recipe.config(weight.shape[1], job.bits[linear])
     return quantize_linear(job.recipe.method, config, linear, job.names[linear], weight, inputs, strict=job.strict)
+
+
+def kept_from_rounding(result: QuantizedLinear, inputs: InputStatistics) -> QuantizedLinear:
+    """Measure what activations in int8 blocks would cost, and forbid them in the record where that is too much."""
+    if not isinstance(result.tensor, QuantizedTensor) or result.record.activations != "float":
+        return result
+    decision = judge(result.record, rounding_error(*inputs.sample, result.tensor))
+    if decision.treatment == "float":
+        result.record.activations = "exact"
+    return replace(result, treatment=decision)
 
 
 def tune(
@@ -174,7 +188,10 @@ def collect(
     for n, batch in enumerate(batches):
         beside = None if full_inputs is None else full_inputs[n].flatten(0, 1)
         gap = None if residual_gaps is None else next(residual_gaps).flatten(0, 1)
-        statistics.add(inputs[n].flatten(0, 1), batch.weights.flatten(), beside, gap)
+        x, weights = inputs[n].flatten(0, 1), batch.weights.flatten()
+        statistics.add(x, weights, beside, gap)
+        statistics.keep_some(x, weights, max(1, SAMPLED_TOKENS // len(batches)))
+        del x  # before the next are made: they are the widest of all
     return statistics
 
 

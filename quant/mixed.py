@@ -17,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from dlm_edge.errors import UsageProblem
+from dlm_edge.packed_storage import zero_bytes
 from dlm_edge.quant.rtn import RtnConfig, quantize
 from dlm_edge.quant.statistics import InputStatistics, output_error
 from dlm_edge.quant.treatments import Decision
-from dlm_edge.quantized import ZeroKind, container_bits, dequantize
+from dlm_edge.quantized import ZeroKind, dequantize
 
 WIDTHS = (2, 3, 4, 8)
 SCALE_BITS = FLOAT_ZERO_BITS = 16
@@ -48,7 +49,7 @@ class Candidate:
         per_row = {
             "symmetric": 0,
             "float": groups * FLOAT_ZERO_BITS,
-            "integer": -(-groups * container_bits(bits) // 8) * 8,
+            "integer": 8 * zero_bytes(groups, bits),
         }
         return self.n_weights * bits + rows * (groups * SCALE_BITS + per_row[zero_at(bits, self.zero)])
 

@@ -86,7 +86,7 @@ def profile_outliers(
     progress(f"states    {calibrated.summary()}")
     weights, spec, profiles = SourceWeights(checkpoint, zero_nonfinite=False), checkpoint.spec, list[InputProfile]()
     with torch.inference_mode():
-        hidden = [weights.gathered("embed.weight", batch.ids) for batch in calibrated.batches]
+        hidden = [weights.embedded(batch.ids) for batch in calibrated.batches]
         for number in range(spec.n_layers):
             layer, before = weights.layer(number), list(hidden)
             found = [

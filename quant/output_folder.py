@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from dlm_edge.checkpoint.strict_json import read_json_object
 from dlm_edge.errors import JobError
 from dlm_edge.journal import JOURNAL
 from dlm_edge.packed_storage import SCALES
-from dlm_edge.quant.methods import find_method
+from dlm_edge.quant.model_card import model_card
 from dlm_edge.quant.plan import Plan, QuantizeOptions
-from dlm_edge.quant.tuning import TuningConfig
 from dlm_edge.quantized import RECORD_NAME, QuantizationRecord, QuantizedTensor
 
 COPIED = (
@@ -27,7 +25,6 @@ COPIED = (
     *("LICENSE", "LICENSE.txt", "LICENSE.md"),
 )
 TIE_KEYS = ("tie_word_embeddings", "weight_tying")
-LICENCE_KEYS = ("license", "license_name", "license_link", "language")
 
 
 def write_folder(
@@ -51,67 +48,6 @@ def untied(source: Checkpoint) -> dict[str, Any]:
     """The config of a rotated model: its head is no longer its embedding."""
     config = read_json_object(source.path / "config.json")
     return config | {key: False for key in TIE_KEYS if key in config}
-
-
-def model_card(source: Checkpoint, options: QuantizeOptions, record: QuantizationRecord) -> str:
-    front = ["---", f"base_model: {source.name}", *licence_lines(source.path / "README.md"), "library_name: dlm-edge"]
-    kept = f"Embedding and head in 8 bits. Kept in floating point: norms, biases{''.join(', ' + n for n in record.skipped)}."
-    fallbacks = f"Rounded to nearest instead: {', '.join(record.fallbacks)}." if record.fallbacks else ""
-    groups = f"groups of {record.group_size}" if record.group_size else "one scale per output channel"
-    body = [
-        f"# {source.name}, {record.bits:g} bits",
-        "",
-        f"The linear layers of {source.name} ({source.spec.family}) in {record.bits:g} bits, {groups}, "
-        f"quantized with dlm-edge {record.tool_version} ({record.method}). {kept}",
-        *([fallbacks] if fallbacks else []),
-        "",
-        "The licence is the one of the base model. To make this folder again:",
-        "",
-        "```",
-        command_line(source.name, options),
-        "```",
-    ]
-    return "\n".join([*front, "---", "", *body, ""])
-
-
-def command_line(name: str, options: QuantizeOptions) -> str:
-    """A command that makes the same again; a recipe's further settings have names only through the recipe."""
-    recipe = options.recipe
-    words = ["dlm-edge", "quantize", name, "-o", "OUT"]
-    if options.recipe_name:
-        words += ["--recipe", options.recipe_name]
-    form = find_method(recipe.method).form
-    words += ["--method", recipe.method]
-    if "bits" not in form:
-        words += ["--bits", f"{recipe.bits:g}"]
-    if "group_size" not in form:
-        words += ["--group-size", str(recipe.group_size), "--zero", recipe.zero]
-    words += ["--seed", str(options.seed)]
-    if options.needs_states:
-        words += ["--calibration", recipe.calibration]
-        for key, value in recipe.states.items():
-            words += [f"--{key}"] if value is True else [f"--{key}", str(value)]
-    words += ["--rotate"] if recipe.rotate else []
-    if recipe.tuning is not None and not options.recipe_name:
-        words += ["--tune", str(TuningConfig(**recipe.tuning).steps)]
-    if options.calib_data is not None:
-        words += ["--calib-data", options.calib_data.name]
-    if options.calib_tokens is not None:
-        words += ["--calib-tokens", str(options.calib_tokens)]
-    for pattern in options.skip:
-        words += ["--skip", pattern]
-    return shlex.join(words)
-
-
-def licence_lines(card: Path) -> list[str]:
-    """Plain `key: value` lines about the licence from the front matter of a model card."""
-    if not card.is_file():
-        return []
-    lines = card.read_text("utf-8", "replace").splitlines()
-    if not lines or lines[0].strip() != "---" or "---" not in lines[1:]:
-        return []
-    front = lines[1 : lines.index("---", 1)]
-    return [line for line in front if line.split(":")[0] in LICENCE_KEYS and line.split(":", 1)[-1].strip()]
 
 
 def audit(folder: Path, plan: Plan) -> None:

@@ -14,18 +14,20 @@ import dlm_edge
 from dlm_edge import files
 from dlm_edge.checkpoint import Checkpoint, open_checkpoint
 from dlm_edge.errors import JobError, UsageProblem
-from dlm_edge.journal import WorkFolder
 from dlm_edge.memory import peak_rss_bytes
 from dlm_edge.quant.calibration import Calibration, load_calibration
 from dlm_edge.quant.job import Job
+from dlm_edge.quant.memory_estimate import estimate_ram
 from dlm_edge.quant.output_folder import folder_size
 from dlm_edge.quant.plan import OUTER_BITS, Plan, QuantizeOptions, make_plan
 from dlm_edge.quant.recipes import choose_recipe, state_config
 from dlm_edge.quant.report import LayerReport, QuantizeReport
 from dlm_edge.quant.report_page import report_page
-from dlm_edge.quant.resources import check_resources, estimate_ram, estimate_seconds, finished_bytes
+from dlm_edge.quant.resources import check_resources, finished_bytes
+from dlm_edge.quant.time_estimate import estimate_seconds
 from dlm_edge.quant.tuning import TuningConfig
 from dlm_edge.quantized import LayerRecord
+from dlm_edge.work_folder import WorkFolder
 
 SETTINGS_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
@@ -67,15 +69,15 @@ def quantize(
         report = QuantizeReport(
             output=str(out),
             method=options.recipe.method,
-            bits_per_weight=8 * job.packed_bytes() / plan.n_weights,
+            bits_per_weight=8 * job.outcome.packed_bytes() / plan.n_weights,
             size_bytes=0,
             source_size_bytes=folder_size(source.path),
             seconds=time.perf_counter() - started,
             peak_rss_bytes=peak_rss_bytes(),
-            layers=job.reports(),
-            fallbacks=job.fallbacks(),
-            quality=job.quality(),
-            rotation=job.rotation(),
+            layers=job.outcome.reports(),
+            fallbacks=job.outcome.fallbacks(),
+            quality=job.outcome.quality(),
+            rotation=job.outcome.rotation(),
             recipe={"name": options.recipe_name, **msgspec.to_builtins(options.recipe)},
             calibration=calibrated.description() if calibrated else {},
         )
@@ -101,7 +103,7 @@ def make_options(
     options: dict[str, Any] | None = None,
     calib_data: str | Path | None = None,
     calib_tokens: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     skip: Iterable[str] = (),
     strict: bool = False,
     allow_nonfinite: bool = False,
@@ -110,7 +112,8 @@ def make_options(
     """The settings of a job. What is None is taken from the recipe, or from the method when there is no recipe.
 
     `tune`: steps of block tuning after each layer, 0 for none; `options`: further fields of the method's config;
-    `draws`, `quota` and `confidence`: fields of StateConfig.
+    `draws`, `quota` and `confidence`: fields of StateConfig; `seed`: of the calibration data, their states and the
+    rotation, 0 where it is None.
     Raises E-USAGE or E-QUANT for what does not fit together, and E-USAGE for what was given and would be ignored.
     """
     states = {"draws": draws, "quota": quota, "confidence": confidence or None}
@@ -134,13 +137,14 @@ def make_options(
         recipe_name=recipe,
         calib_data=None if calib_data is None else Path(calib_data),
         calib_tokens=calib_tokens,
-        seed=seed,
+        seed=seed or 0,
         skip=tuple(skip),
         strict=strict,
         allow_nonfinite=allow_nonfinite,
         imatrix=imatrix,
     )
-    settings.refuse_unused([*states, *([] if calibration is None else ["calibration"])])
+    others = {"calibration": calibration, "seed": seed}
+    settings.refuse_unused([*states, *(key for key, value in others.items() if value is not None)])
     return settings
 
 

@@ -14,12 +14,12 @@ import msgspec
 from dlm_edge.checkpoint import Checkpoint
 from dlm_edge.errors import UsageProblem
 from dlm_edge.families.spec import ModelSpec
+from dlm_edge.packed_storage import zero_bytes
 from dlm_edge.quant.grid import GROUP_SIZES, check_fits
 from dlm_edge.quant.layer_pass import LINEARS
 from dlm_edge.quant.methods import find_method
 from dlm_edge.quant.recipes import Recipe
 from dlm_edge.quant.state_batch import MODES, USED_IN
-from dlm_edge.quantized import container_bits
 
 MIN_STATE_TOKENS = 32768
 OUTER_BITS = 8
@@ -45,7 +45,7 @@ class QuantizeOptions:
 
     def refuse_unused(self, given: Iterable[str]) -> None:
         """Raise E-USAGE when one of these settings, which somebody asked for, would decide nothing."""
-        names = {key: f"--{key.replace('_', '-')}" for key in given}
+        names = {key: f"--{key.replace('_', '-')}" for key in given if key != "seed" or not self.uses_seed}
         if names and not self.needs_states:
             listed = " and ".join(names.values())
             message = f"the method {self.recipe.method} uses no calibration data: {listed} would change nothing"
@@ -65,6 +65,11 @@ class QuantizeOptions:
     @property
     def needs_states(self) -> bool:
         return find_method(self.recipe.method).needs_states or self.recipe.tuning is not None
+
+    @property
+    def uses_seed(self) -> bool:
+        """Whether anything is drawn: calibration data and their states, or the signs of a rotation."""
+        return self.needs_states or self.recipe.rotate
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +162,8 @@ def linear_bytes(recipe: Recipe, rows: int, columns: int) -> int:
     codes = round(rows * columns * recipe.bits / 8)
     groups = columns // group
     scales = 4 if recipe.method in ("nf4", "fp4") else 2
-    zeros = {"symmetric": 0.0, "integer": container_bits(math.ceil(recipe.bits)) / 8, "float": 2.0}[recipe.zero]
-    return codes + rows * (groups * scales + math.ceil(groups * zeros))
+    zeros = {"symmetric": 0, "integer": zero_bytes(groups, math.ceil(recipe.bits)), "float": 2 * groups}[recipe.zero]
+    return codes + rows * (groups * scales + zeros)
 
 
 def match_patterns(names: list[str], patterns: tuple[str, ...]) -> set[str]:

@@ -16,7 +16,7 @@ from dlm_edge.quant.states import Batch
 def allocate_bits(plan: Plan, recipe: Recipe, weights: SourceWeights, batches: list[Batch]) -> dict[str, Any]:
     """`bits` of every weight by tensor name, under the mean that the recipe asks for, and the relative output `errors` by
     which they were chosen, by tensor name and by bits (as text)."""
-    hidden, candidates = [weights.gathered("embed.weight", b.ids) for b in batches], []
+    hidden, candidates = [weights.embedded(b.ids) for b in batches], []
     for i in range(plan.spec.n_layers):
         layer, names = weights.layer(i), plan.names(i)
         for linears, inputs in run_stages(layer, plan.spec, batches, hidden):

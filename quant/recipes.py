@@ -64,14 +64,18 @@ def choose_recipe(name: str | None, **changes: Any) -> Recipe:
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(RECIPES)}"
         raise UsageProblem("E-USAGE", f"recipe {name!r} is not known", hint)
     given = {key: value for key, value in changes.items() if value is not None}
-    method = find_method(given.get("method", RECIPES[name or DEFAULT].method))
-    if name is None and "method" in given:
-        start = Recipe(method=given["method"], **method.form)
-    else:
-        start = RECIPES[name or DEFAULT]
-    recipe = msgspec.structs.replace(start, **given)
+    recipe = msgspec.structs.replace(starting_point(name, given.get("method")), **given)
     check(recipe)
     return recipe
+
+
+def starting_point(name: str | None, method: str | None) -> Recipe:
+    """The settings of a job for which nothing else was said. Raises E-USAGE for an unknown method."""
+    form = {} if method is None else find_method(method).form
+    if name is None and method is not None:
+        return Recipe(method=method, **form)
+    start = RECIPES[name or DEFAULT]
+    return start if method is None else msgspec.structs.replace(start, method=method)
 
 
 def state_config(recipe: Recipe) -> StateConfig:

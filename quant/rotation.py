@@ -21,6 +21,9 @@ from torch import Tensor
 from dlm_edge.families.spec import ModelSpec
 from dlm_edge.models.transformer import Layer
 
+# Turned at a time: every step of a Hadamard product copies its input in float64, and small copies stay in the cache.
+PIECE_VALUES = 1 << 17
+
 
 @dataclass(frozen=True, slots=True)
 class Orthogonal:
@@ -41,6 +44,11 @@ class Orthogonal:
         folded = (x.double() * self.signs).reshape(*x.shape[:-1], -1, len(self.odd))
         turned: Tensor = hadamard(folded.transpose(-1, -2)).transpose(-1, -2) @ self.odd
         return turned.reshape(x.shape)
+
+    def turn(self, x: Tensor, gain: Tensor | None = None) -> None:
+        """Rows of x [n, width], times `gain` [width] where one is given, in place and some at a time."""
+        for rows in torch.split(x, max(1, PIECE_VALUES // x.shape[1])):
+            rows.copy_(self.apply(rows if gain is None else rows.double() * gain.double()))
 
 
 def hadamard(x: Tensor) -> Tensor:
@@ -67,30 +75,32 @@ class Rotation:
 
     def embedding(self, rows: Tensor) -> Tensor:
         """Rows [n, hidden] of the embedding as the rotated model needs them, float32."""
-        return self.residual.apply(rows).float()
+        turned = rows.float().clone()
+        self.residual.turn(turned)
+        return turned
 
     def head(self, rows: Tensor, final_norm_gain: Tensor) -> Tensor:
         """Rows [n, hidden] of the head, with the gain of the final norm, which becomes ones. A tied head has to be untied."""
-        return self.residual.apply(rows.double() * final_norm_gain.double()).float()
+        turned = rows.float().clone()
+        self.residual.turn(turned, final_norm_gain)
+        return turned
 
     def layer(self, layer: Layer) -> None:
         """Change the layer in place so that it works on the rotated residual stream."""
         for norm, readers in (("attn_norm", ("q", "k", "v")), ("mlp_norm", ("gate", "up"))):
             gain = getattr(layer, norm).weight.data
             for linear in readers:
-                weight = getattr(layer, linear).weight.data
-                weight.copy_(self.residual.apply(weight.double() * gain.double()))
+                self.residual.turn(getattr(layer, linear).weight.data, gain)
             gain.fill_(1)
         for linear in ("o", "down"):
-            weight = getattr(layer, linear).weight.data
-            weight.copy_(self.residual.apply(weight.T).T)
+            self.residual.turn(getattr(layer, linear).weight.data.T)
         self.turn_heads(layer)
 
     def turn_heads(self, layer: Layer) -> None:
         """R2 alone: the function of the layer stays as it is."""
-        columns, rows = layer.o.weight.data, layer.v.weight.data
-        columns.copy_(self.each_head(columns, layer.spec.head_dim))
-        rows.copy_(self.each_head(rows.T, layer.spec.head_dim).T)
+        for weight in (layer.o.weight.data, layer.v.weight.data.T):
+            for part in torch.split(weight, max(1, PIECE_VALUES // weight.shape[1])):
+                part.copy_(self.each_head(part, layer.spec.head_dim))
         if layer.v.bias is not None:
             layer.v.bias.data.copy_(self.each_head(layer.v.bias.data, layer.spec.head_dim))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -65,9 +65,9 @@ class SourceWeights:
         self._counted[role] = max(self._counted.get(role, 0), last)
         return values
 
-    def gathered(self, role: str, ids: Tensor, *, rotated: bool = True) -> Tensor:
-        """Rows `ids` [...] of an embedding as [..., width], without the whole of it in memory."""
-        read = self.rows if rotated else self.source_rows
+    def embedded(self, ids: Tensor, *, rotated: bool = True) -> Tensor:
+        """Rows `ids` [...] of the embedding as [..., width], without the whole of it in memory."""
+        role = "embed.weight"
         wanted, places = torch.unique(ids, return_inverse=True)
         rows = torch.empty(len(wanted), self.shape(role)[1])
         per_chunk = max(1, CHUNK_VALUES // self.shape(role)[1])
@@ -75,7 +75,9 @@ class SourceWeights:
             last = min(first + per_chunk, self.shape(role)[0])
             here = (wanted >= first) & (wanted < last)
             if here.any():
-                rows[here] = torch.from_numpy(read(role, first, last))[wanted[here] - first]
+                rows[here] = torch.from_numpy(self.source_rows(role, first, last))[wanted[here] - first]
+        if rotated and self.rotation is not None:
+            rows = self.rotation.embedding(rows)
         return rows[places]
 
     def layer(self, i: int) -> Layer:
@@ -108,6 +110,13 @@ class SourceWeights:
         per_chunk = max(1, CHUNK_VALUES // int(np.prod(shape[1:], dtype=np.int64)))
         for first in range(0, shape[0], per_chunk):
             yield to_stored(self.source_rows(role, first, min(first + per_chunk, shape[0])), dtype)
+
+    def zeroed_beside(self, roles: Iterable[str], packed: Iterable[str]) -> list[str]:
+        """Norms, biases and skipped weights have no record of their own: the nearest one tells of them."""
+        told = set(map(self.origin, packed))
+        found = [(r, self.zeroed.get(r, 0)) for r in dict.fromkeys(map(self.origin, roles)) if r not in told]
+        named = [(self.checkpoint.tensor_name(role), count) for role, count in found if count]
+        return [f"{count} NaN or infinite values of {name} set to zero" for name, count in named]
 
     def in_float32(self, role: str) -> Iterator[bytes]:
         """What the quantized model will use, in float32 and in pieces."""

@@ -25,6 +25,7 @@ class InputStatistics:
     quantized one, both in float32: `drift`, mean of c (x_full - x) x^T; and for linears that add to the residual
     stream h [tokens, out], `owed` [out, in], mean of c (h_full - h) x^T with the h that they add to.
     Means are over the total weight. Memory: one [in, in] float64, and with a drift one float32 beside it.
+    `sample`: inputs [tokens, in] of some tokens and their weights [tokens], for what no mean can tell.
     """
 
     def __init__(self, name: str, in_features: int, *, with_drift: bool = False) -> None:
@@ -35,6 +36,7 @@ class InputStatistics:
         self.drift = torch.zeros(in_features, in_features) if with_drift else None
         self.owed: Tensor | None = None
         self.total_weight, self.tokens = 0.0, 0
+        self.sample = torch.empty(0, in_features), torch.empty(0)
 
     def add(self, x: Tensor, weights: Tensor, full: Tensor | None = None, residual_gap: Tensor | None = None) -> None:
         """x and `full` [tokens, in_features], weights [tokens], `residual_gap` = h_full - h [tokens, out_features].
@@ -67,6 +69,13 @@ class InputStatistics:
         self.absolute_max = torch.maximum(self.absolute_max, magnitude.amax(0))
         self.total_weight = total
         self.tokens += len(x)
+
+    def keep_some(self, x: Tensor, weights: Tensor, count: int) -> None:
+        """Add up to `count` of the tokens x [tokens, in] of weight above 0, evenly spread, to the sample."""
+        counted = torch.nonzero(weights > 0)[:, 0]
+        chosen = counted[:: -(-len(counted) // count)] if len(counted) else counted
+        kept, kept_weights = self.sample
+        self.sample = torch.cat([kept, x[chosen]]), torch.cat([kept_weights, weights[chosen]])
 
     def hessian(self) -> Tensor:
         """[in, in] float64: a copy of the second moment, to be written to."""

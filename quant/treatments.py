@@ -5,6 +5,7 @@
     split      outlier columns stay in floating point (int8_outlier.py)
     rotate     the residual stream and the heads, or the heads alone, are turned (rotation.py)
     more bits  this weight has more than the mean (mixed.py)
+    float      no kernel may round the activations, which are blocks of int8 otherwise (block_rounding.py)
     none       nothing, because of what was measured
 
 Every decision is made where its numbers are measured. `inspect --outliers` runs the same code as the recipe w8a8.
@@ -16,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-Treatment = Literal["smooth", "scale", "split", "rotate", "more bits", "none"]
+Treatment = Literal["smooth", "scale", "split", "rotate", "more bits", "float", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ def settled(decisions: Iterable[Decision]) -> list[str]:
     """What was done, in the order given; one `none` with every reason where nothing was."""
     made = list(decisions)
     done = [str(d) for d in made if d.treatment != "none"]
-    reasons = [d.why for d in made] or ["activations stay in floating point"]
+    reasons = [d.why for d in made] or ["no calibration states, so nothing was measured"]
     return done or [str(Decision("none", "; ".join(dict.fromkeys(reasons))))]
 
 

@@ -11,6 +11,9 @@ sparsed     full attention without a cache: dense for the first part of the requ
             the blocks of keys that held most attention, of prompt and generation separately (arXiv 2509.24014).
 
 One more policy is one function and one line in the table. Passes that store keys are always dense.
+
+Where codes lie in two planes, passes that store keys and the first step of a block read both of them, later steps the
+upper one alone, whatever the policy: what is stored should be exact, and later steps keep results of the first.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from dataclasses import astuple, dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from dlm_edge.kernels.quantized_pages.planes import BOTH, UPPER
 from dlm_edge.kernels.select_pages.reference import (
     DENSE,
     DENSE_KEEP,
@@ -42,7 +46,8 @@ class AttentionSettings:
     `changed`: newly filled positions after which flashblock reads the prefix again; `selector` of losa: the pages
     that held most attention in the block's first step, or pages by their bounds in every step; `dense_layers`: the first ones, which always read everything;
     `keep` of sparsed: share of the blocks of keys that a block of queries keeps; `skip`: below 1 the share of the positions
-    to fill that are filled by dense steps first, from 1 on the number of dense steps. A block is `page_size` positions."""
+    to fill that are filled by dense steps first, from 1 on the number of dense steps. A block is `page_size` positions.
+    `planes` of codes, where they lie in two: both in a block's "first" step only, or "both" in every step."""
 
     policy: str = "dense"
     budget: int = 256
@@ -58,6 +63,7 @@ class AttentionSettings:
     since_stored: bool = False
     keep: float = 0.5
     skip: float = 0.2
+    planes: str = "first"  # or "both"
 
     @property
     def needs_bounds(self) -> bool:
@@ -175,6 +181,11 @@ class AttentionPlan:
     def filled(self, n_positions: int) -> None:
         self._changed += n_positions
         self.n_filled += n_positions
+
+    @property
+    def planes(self) -> int:
+        """Of codes that lie in two: how many the run reads that `of_step` is asked about next."""
+        return UPPER if self._step and self.settings.planes == "first" else BOTH
 
     def of_step(self, n_rows: int) -> Policy:
         progress = self.n_filled / max(self.n_to_fill, 1)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from dlm_edge.errors import UsageProblem
 from dlm_edge.families.spec import Conventions
+from dlm_edge.kernels.quantized_pages.planes import BOTH
 from dlm_edge.kernels.select_pages.reference import Policy
 from dlm_edge.runtime.attention import AttentionPlan, AttentionSettings, Density
 from dlm_edge.runtime.blocks import Block, Canvas
@@ -60,28 +61,39 @@ class CountedModel:
 
     def run(self, start: int, end: int, cache_len: int, positions: Positions) -> Logits:
         """An exact pass over the window [start, end) of the canvas; logits of the rows that predict `positions`."""
-        return self.pass_over(start, end, cache_len, positions, self.plan.of_exact_pass(), storing=False)
+        return self.pass_over(start, end, cache_len, positions, self.plan.of_exact_pass())
 
     def store(
         self, start: int, end: int, cache_len: int, positions: Positions, *, stored_end: int | None = None
     ) -> Logits:
         """The same, and what it computed of the window, up to `stored_end`, becomes part of the prefix."""
-        logits = self.pass_over(start, end, cache_len, positions, self.plan.of_exact_pass(), storing=True)
-        self.model.store(start, end if stored_end is None else stored_end)
+        kept = end if stored_end is None else stored_end
+        logits = self.pass_over(start, end, cache_len, positions, self.plan.of_exact_pass(), stored_rows=kept - start)
+        self.model.store(start, kept)
         return logits
 
     def step(self, start: int, end: int, cache_len: int, positions: Positions) -> Logits:
         """A pass that reads the prefix as the attention policy has it."""
-        logits = self.pass_over(start, end, cache_len, positions, self.plan.of_step(end - start), storing=False)
+        planes, policy = self.plan.planes, self.plan.of_step(end - start)
+        logits = self.pass_over(start, end, cache_len, positions, policy, planes=planes)
         self.density.add(self.model.stats, end - start)
         return logits
 
     def pass_over(
-        self, start: int, end: int, cache_len: int, positions: Positions, policy: Policy, *, storing: bool
+        self,
+        start: int,
+        end: int,
+        cache_len: int,
+        positions: Positions,
+        policy: Policy,
+        *,
+        planes: int = BOTH,
+        stored_rows: int = 0,
     ) -> Logits:
         self.passes += 1
         ids, rows = self.canvas.ids[start:end], positions - self.shift - start
-        return self.model.run(ids, start, cache_len, self.attn_block, rows, policy, storing=storing)
+        options = {"planes": planes, "stored_rows": stored_rows}
+        return self.model.run(ids, start, cache_len, self.attn_block, rows, policy, **options)
 
 
 class NoCache:

@@ -7,7 +7,7 @@ window is to be stored have a binding of their own, which also fetches what the 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,14 +16,17 @@ from numpy.typing import NDArray
 
 from dlm_edge.errors import EnvironmentProblem, InputFileError, UsageProblem
 from dlm_edge.families.spec import ModelSpec
+from dlm_edge.kernels.quantized_pages.planes import BOTH
 from dlm_edge.kernels.select_pages.reference import EXACT_POLICY, Policy
 from dlm_edge.runtime.attention import EXACT, AttentionSettings, as_matrix
+from dlm_edge.runtime.layouts import layout_kind
 from dlm_edge.runtime.pattern_memory import PatternMemory
 from dlm_edge.runtime.sequence_memory import SequenceMemory
 from dlm_edge.runtime.session import OpenSession, run_errors
 from dlm_edge.runtime.step_model import Ids, Logits, Terminated
 
 SCALARS = ("input_ids", "start", "cache_len", "attn_block", "logit_rows", "policy", "drift")
+STORED = ("stored_rows", "stored_keys")  # of a graph that codes leave, see export/cache_nodes/leaving_codes.py
 WHOLE_SEQUENCE = ("input_ids", "logit_rows", "policy")  # of a graph without a cache
 
 TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "uint8": "tensor(uint8)", "int8": "tensor(int8)"}
@@ -36,6 +39,12 @@ class OrtStepModel:
         self.session, self.ort, self.device, self.spec = opened.session, opened.ort, opened.device, spec
         self.memory = (PatternMemory if layout == "none" else SequenceMemory)(spec, layout, group)
         self.scalars = WHOLE_SEQUENCE if layout == "none" else SCALARS
+        inputs = {meta.name for meta in self.session.get_inputs()}
+        self.gives_codes = set(STORED) <= inputs
+        if self.gives_codes:
+            self.scalars = (*self.scalars, *STORED)
+        if layout_kind(layout).has_planes:
+            self.scalars = (*self.scalars, "planes")
         self.stored_names = [o.name for o in self.session.get_outputs() if o.name.split(".")[0].endswith("_new")]
         self.stepping, self.storing = self.session.io_binding(), self.session.io_binding()
         self.drift = np.array([np.inf], np.float32)
@@ -76,7 +85,8 @@ class OrtStepModel:
         logit_rows: Ids,
         policy: Policy = EXACT_POLICY,
         *,
-        storing: bool = False,
+        planes: int = BOTH,
+        stored_rows: int = 0,
     ) -> Logits:
         assert start + len(ids) <= self.capacity, "window beyond the caches"
         assert "start" in self.scalars or (start, cache_len) == (0, 0), "without a cache a window is the whole sequence"
@@ -90,10 +100,14 @@ class OrtStepModel:
             "cache_len": [cache_len],
             "attn_block": [attn_block],
             "logit_rows": logit_rows,
+            "planes": [planes],
+            "stored_rows": [stored_rows],
+            "stored_keys": [stored_rows if self.gives_codes and self.memory.has_bounds else 0],
             "policy": as_matrix(policy, self.spec.n_layers, self.memory.attention.dense_layers),
         }
         # The binding may point into these arrays, so they live as long as the run.
         arrays = {name: np.ascontiguousarray(feeds[name], np.int64) for name in self.scalars if name in feeds}
+        storing = bool(stored_rows and self.stored_names)
         binding = self.storing if storing else self.stepping
         for name, array in arrays.items():
             binding.bind_cpu_input(name, array)
@@ -106,25 +120,32 @@ class OrtStepModel:
                 binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
             else:  # a pointer to nothing cannot be bound
                 binding.bind_output("logits", "cpu")
-            if storing:
-                for name in self.stored_names:
+            given = self.memory.code_arrays(stored_rows) if storing and self.gives_codes else {}
+            for name in self.stored_names if storing else ():
+                room = given.get(name)
+                if room is None or not room.size:
                     binding.bind_output(name, "cpu")
+                else:
+                    binding.bind_output(name, "cpu", 0, room.dtype.type, room.shape, room.ctypes.data)
             self.session.run_with_iobinding(binding, self._begin())
-            if storing and self.stored_names:
-                self._fetch(binding)
+            if storing:
+                self._fetch(binding, given)
         with self._lock:
             self._running = None
         return logits
 
-    def _fetch(self, binding: Any) -> None:
+    def _fetch(self, binding: Any, given: Mapping[str, NDArray[Any]]) -> None:
         """Outputs come in the order in which they were bound: these were the last."""
         values = binding.get_outputs()[-len(self.stored_names) :]
         for name, value in zip(self.stored_names, values, strict=True):
-            self.new.setdefault(name.split(".")[0], []).append(value.numpy())
+            self.new.setdefault(name.split(".")[0], []).append(given[name] if name in given else value.numpy())
 
     def store(self, start: int, end: int) -> None:
         assert self.window[0] == start and end - start <= len(self.window[1]), "only the last window can be stored"
         self.memory.store(start, self.window[1][: end - start], self.new)
+        self.new = {}  # as large as the cache itself, or larger
+        for name in self.stored_names:
+            self.storing.bind_output(name, "cpu")
 
     def keep(self, ids: Ids, multiple: int) -> int:
         return self.memory.keep(ids, multiple)
@@ -158,6 +179,7 @@ class OrtStepModel:
             binding.clear_binding_inputs()
             binding.clear_binding_outputs()
         self.memory.discard()
+        self.new = {}
         with self._lock:
             self._running = None
 

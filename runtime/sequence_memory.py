@@ -148,16 +148,28 @@ class SequenceMemory:
     def stored(self) -> Sequence[Layout | PageBounds]:
         return [self.layout, self.bounds] if self.has_bounds else [self.layout]
 
+    def code_arrays(self, n_rows: int) -> Arrays:
+        """Memory for the codes of rows that a run is to give, by the name of the graph's output.
+
+        It is not the runtime's, whose arena would be cut up by arrays that outlive the layer they are of.
+        """
+        layers = range(self.spec.n_layers)
+        return {f"{name}_new.{i}": a for i in layers for name, a in self.layout.empty_codes(i, n_rows).items()}
+
     def store(self, start: int, ids: Ids, new: Mapping[str, Sequence[NDArray[Any]]]) -> None:
-        """The positions `ids` from `start` on are final. `new`: what the graph gave to be stored, by name, for each layer,
-        of these positions and perhaps of some after them."""
+        """The positions `ids` from `start` on are final. `new`: what the graph gave to be stored, by name, for each layer:
+        codes of these positions, or floats of them and perhaps of some after them."""
         end = start + len(ids)
         if self.form == "float":
             self.layout.extend(end)
         elif start < self.layout.cursor:
             truncate_together(self.stored(), start)
-        for layer in range(self.spec.n_layers):
-            if self.form != "float":
+        for layer in range(self.spec.n_layers if len(ids) else 0):
+            codes = {name: f"{name}_new" for name in self.layout.empty_codes(layer, 0)} if self.form != "float" else {}
+            if codes and all(name in new for name in codes.values()):
+                arrays = {name: new[output][layer] for name, output in codes.items()}
+                self.layout.append_codes(layer, start, arrays)
+            elif self.form != "float":
                 given = [new[name][layer][0] for name in new if name != "keys_new"]
                 rows = [np.asarray(each[..., : len(ids), :], np.float32) for each in given]
                 self.layout.append(layer, start, *rows)
@@ -170,7 +182,7 @@ class SequenceMemory:
         if self.form == "float":
             found = self.layout.buffers(layer)["k_cache"][0, :, start:end]
         else:
-            found = new["k_new" if self.form == "kv" else "keys_new"][layer][0][:, : end - start]
+            found = new["keys_new" if "keys_new" in new else "k_new"][layer][0][:, : end - start]
         return found.astype(np.float32)
 
     @property

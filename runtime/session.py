@@ -20,6 +20,7 @@ from dlm_edge.errors import (
     ResourceError,
     UsageProblem,
 )
+from dlm_edge.nearest import nearest
 from dlm_edge.runtime.onnxruntime_guard import load_onnxruntime
 from dlm_edge.runtime.step_model import Terminated
 
@@ -49,6 +50,9 @@ def open_session(graph: Path, *, device: str = "auto", threads: int | None = Non
     options = ort.SessionOptions()
     options.intra_op_num_threads = check_threads(threads)
     options.inter_op_num_threads = 1
+    # In the order of the graph. The default begins with what the last output needs: nodes that make other outputs run
+    # last, and what they read of every layer stays in memory until then.
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     options.log_severity_level = 3  # errors come as exceptions; warnings would land on the host's stderr
     for pool in ("intra_op", "inter_op"):  # spinning threads take whole cores from the host between steps
         options.add_session_config_entry(f"session.{pool}.allow_spinning", "0")
@@ -74,7 +78,7 @@ def open_session(graph: Path, *, device: str = "auto", threads: int | None = Non
 
 def choose_device(device: str, target: str, available: list[str]) -> str:
     if device not in DEVICES:
-        raise UsageProblem("E-USAGE", f"device {device!r} is not known", f"known: {', '.join(DEVICES)}")
+        raise UsageProblem("E-USAGE", f"device {device!r} is not known", nearest(device, DEVICES))
     wanted = target if device == "auto" else device
     if PROVIDERS[wanted] in available:
         return wanted

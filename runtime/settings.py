@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import secrets
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ import msgspec
 
 from dlm_edge.errors import InputFileError, UsageProblem
 from dlm_edge.families.spec import Conventions
+from dlm_edge.nearest import nearest
 from dlm_edge.runtime.attention import POLICIES, AttentionSettings
 from dlm_edge.runtime.cache import check_cache_fits
 from dlm_edge.runtime.denoise import DecodeSettings
@@ -60,6 +60,7 @@ class GenerateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     changed: int | None = None  # flashblock: newly filled positions after which the prefix is read again
     keep: float | None = None  # sparsed: share of the blocks of keys that each block of queries reads
     skip: float | None = None  # sparsed: share of the new tokens, or from 1 on number of steps, before it is chosen
+    planes: str | None = None  # of codes in two: both in a block's "first" step only, or "both" in every step
     stop_at_eos: bool = True  # False: always max_new_tokens tokens, stop ids among them
 
     def __post_init__(self) -> None:
@@ -86,6 +87,7 @@ class GenerateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         check_range("active", self.active, 0.0, 1.0)
         check_range("drift", self.drift, 0.0, math.inf)
         check_choice("selector", self.selector, ("first", "bounds"))
+        check_choice("planes", self.planes, ("first", "both"))
         check_range("dense_layers", self.dense_layers, 0, 1 << 12)
         check_range("changed", self.changed, 1, 1 << 16)
         check_range("keep", self.keep, 0.0, 1.0)
@@ -126,12 +128,6 @@ def check_range(name: str, value: float | None, low: float, high: float) -> None
 def check_choice(name: str, value: str | int | None, known: Sequence[str | int]) -> None:
     if value is not None and value not in known:
         raise UsageProblem("E-PARAM", f"{name} {value!r} is not known", nearest(str(value), known))
-
-
-def nearest(name: str, known: Sequence[str | int]) -> str:
-    names = [str(each) for each in known]
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {close[0]}?" if close and not name.isdigit() else f"known: {', '.join(names)}"
 
 
 def with_bundle_defaults(settings: GenerateSettings, defaults: dict[str, Any]) -> GenerateSettings:
@@ -226,7 +222,7 @@ def holds_keys(layout: str) -> bool:
 
 
 def attention_settings(settings: GenerateSettings, layout: str) -> AttentionSettings:
-    """E-PARAM for a setting that the chosen policy does not have. Where keys cannot be measured, losa's own choice of a
+    """E-PARAM for a setting that the chosen policy or the layout does not have. Where keys cannot be measured, losa's own choice of a
     selector is by bounds."""
     own, options = POLICIES[settings.attention].options, {o for p in POLICIES.values() for o in p.options}
     given = {name: value for name in options if (value := getattr(settings, name, None)) is not None}
@@ -235,6 +231,11 @@ def attention_settings(settings: GenerateSettings, layout: str) -> AttentionSett
             owners = ", ".join(n for n, p in POLICIES.items() if name in p.options)
             message = f"{name} does not belong to attention {settings.attention}"
             raise UsageProblem("E-PARAM", message, f"use {owners}, or drop it")
+    if settings.planes is not None:
+        if not layout_kind(layout).has_planes:
+            message = f"planes is {settings.planes!r}, and the cache layout {layout} has no planes of codes"
+            raise UsageProblem("E-PARAM", message, "export with --cache kv-int4x2, or drop it")
+        given["planes"] = settings.planes
     if settings.attention == "losa" and not holds_keys(layout):
         given = {"selector": "bounds"} | given
     if settings.attention == "sparsed":

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dlm_edge.kernels.quantized_pages.planes import BOTH
 from dlm_edge.kernels.select_pages.reference import EXACT_POLICY, Policy
 from dlm_edge.runtime.attention import EXACT, AttentionSettings
 
@@ -43,18 +44,20 @@ class StepModel(Protocol):
         logit_rows: Ids,
         policy: Policy = EXACT_POLICY,
         *,
-        storing: bool = False,
+        planes: int = BOTH,
+        stored_rows: int = 0,
     ) -> Logits:
         """Forward of the window ids [W] at absolute position `start`; writes its K/V there.
 
         Keys are the cache [0, cache_len) without the window's own positions, and the window itself; key j is
         visible to query i iff j < (i // attn_block + 1) * attn_block. Returns logits [R, vocab_size] of the
         window's rows `logit_rows` [R], un-shifted; the array is valid until the next run. `policy` says how the
-        prefix is read, `storing` that `store` follows. Raises Terminated.
+        prefix is read, `planes` how many planes of its codes where they lie in two, `stored_rows` how many rows of the
+        window, from its first one on, `store` will take. Raises Terminated.
         """
 
     def store(self, start: int, end: int) -> None:
-        """Positions [start, end) at the beginning of the last run's window are final: keep their keys and values."""
+        """Positions [start, end), the `stored_rows` of the last run, are final: keep their keys and values. Only once."""
 
     @property
     def stats(self) -> NDArray[np.float32]:

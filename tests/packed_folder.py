@@ -25,7 +25,7 @@ from dlm_edge.quantized import (
 )
 
 WEIGHTS = "model.safetensors"
-Activations = Literal["float", "int8"]
+Activations = Literal["float", "int8", "exact"]
 
 
 def pack_folder(folder: Path, packed: dict[str, PackedWeight], activations: Activations = "float") -> Path:

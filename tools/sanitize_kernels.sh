@@ -20,11 +20,10 @@ cd "$work/tree"
 # -O1 comes after setup.py's -O3: reports then show the lines that they mean.
 CXX="$cxx $sanitize" CXXFLAGS="-O1 -Werror" DLM_EDGE_NATIVE=1 "$python" setup.py -q build_ext --inplace --build-temp "$work/objects"
 
-$cxx $sanitize -std=c++17 -O1 -Wall -Wextra -c tests/kernels/fuzz_operators.cpp -o "$work/fuzz_operators.o"
-$cxx $sanitize "$work/fuzz_operators.o" "$work"/objects/*.o -o "$work/fuzz_operators"
+$cxx $sanitize -std=c++17 -O1 -Wall -Wextra tests/kernels/fuzz/*.cpp "$work"/objects/*.o -o "$work/fuzz_operators"
 for seed in 1 2; do "$work/fuzz_operators" "$calls" $seed; done
 
 # Leaks: the interpreter itself has some. The link order of a preloaded sanitizer is checked by hand: it is first here.
 runtimes=$($cxx -print-file-name=libasan.so):$($cxx -print-file-name=libubsan.so)
 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 LD_PRELOAD=$runtimes PYTHONPATH=$work/tree \
-  "$python" -m pytest -q -p no:cacheprovider tests/kernels -k "native or prefix_block or library or dequantize_rows or select or pattern"
+  "$python" -m pytest -q -p no:cacheprovider tests/kernels -k "native or prefix_block or library or dequantize_rows or select or pattern or quantize"

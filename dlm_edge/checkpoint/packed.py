@@ -72,13 +72,13 @@ def check_packed(layer: LayerRecord, tensors: Mapping[str, TensorEntry], shape: 
         raise InputFileError(
             "E-TENSOR", f"{folder}: {name} of shape {shape} does not divide into groups of {layer.group_size}", AGAIN
         )
-    for suffix, (dtypes, part_shape) in part_shapes(layer, (shape[0], shape[1])).items():
+    for suffix, (dtypes, shapes) in part_shapes(layer, (shape[0], shape[1])).items():
         part = name + suffix
         if part not in tensors:
             raise InputFileError("E-TENSOR", f"{folder}: {part} is missing, though {RECORD_NAME} lists {name}", AGAIN)
         found = tensors[part]
-        if found.shape != part_shape:
-            raise InputFileError("E-TENSOR", f"{folder}: {part} has shape {found.shape}, expected {part_shape}", AGAIN)
+        if found.shape not in shapes:
+            raise InputFileError("E-TENSOR", f"{folder}: {part} has shape {found.shape}, expected {shapes[0]}", AGAIN)
         if found.dtype not in dtypes:
             raise InputFileError(
                 "E-ST-DTYPE", f"{folder}: {part} is {found.dtype}, expected {' or '.join(dtypes)}", AGAIN

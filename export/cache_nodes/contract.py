@@ -52,17 +52,18 @@ class Projections(Protocol):
 
 
 class CacheNodes(Protocol):
-    """`overload`: of PrefixBlockAttention. `stored`: outputs that leave for the caller to store, by the order that the
-    layout's append takes them."""
+    """`overload`: of PrefixBlockAttention. `numbers`: int64 [1] inputs of the graph beside those that every layout has.
+    `stored`: outputs that leave for the caller to store, floats in the order in which the layout's append takes them."""
 
     overload: str
+    numbers: tuple[str, ...]
 
     def inputs(self, i: int, spec: ModelSpec, body: int) -> Tensors: ...
 
     def written(self) -> tuple[str, ...]:
         """Inputs that the graph writes, as outputs with the suffix _out."""
 
-    def stored(self, spec: ModelSpec, body: int) -> Tensors: ...
+    def stored(self, i: int, spec: ModelSpec, body: int) -> Tensors: ...
 
     def attend(self, lent: Projections, window: Window, active: str, pages: str) -> str: ...
 

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from dlm_edge.export.cache_nodes import leaving_codes
 from dlm_edge.export.cache_nodes.contract import (
     BYTE,
     HALF,
@@ -19,16 +20,32 @@ from dlm_edge.export.cache_nodes.contract import (
 from dlm_edge.families.spec import ModelSpec
 from dlm_edge.kernels import DOMAIN
 from dlm_edge.kernels.dequantize_rows import function as dequantize_rows
-from dlm_edge.kernels.dequantize_rows.latents import latent_maps
 from dlm_edge.kernels.dequantize_rows.reference import Axis
 from dlm_edge.kernels.prefix_block_attention import sparse_function
-from dlm_edge.runtime.layouts.x_deltas import base_layer, layer_bits
+from dlm_edge.kernels.quantize_rows import function as quantize_rows
 
 
 class Rematerialised:
     """What the XQuant layouts share: rows of the chosen pages, and attention over keys computed from them."""
 
     overload = "sparse"
+
+    def __init__(self, bits: int, as_codes: bool = False) -> None:
+        self.bits, self.as_codes = bits, as_codes
+        self.numbers: tuple[str, ...] = leaving_codes.INPUTS if as_codes else ()
+
+    def inputs(self, i: int, spec: ModelSpec, body: int) -> Tensors:
+        raise NotImplementedError
+
+    def floats(self, spec: ModelSpec) -> dict[str, int]:
+        """Widths of the rows that leave as floats, by output."""
+        raise NotImplementedError
+
+    def stored(self, i: int, spec: ModelSpec, body: int) -> Tensors:
+        if self.as_codes:
+            return leaving_codes.code_outputs(self.inputs(i, spec, body), spec, body)
+        rows: Tensors = {name: (body, [1, "window", width]) for name, width in self.floats(spec).items()}
+        return rows | {"keys_new": (body, kv_shape(spec, "window"))}
 
     def written(self) -> tuple[str, ...]:
         return ()
@@ -57,10 +74,9 @@ class Rematerialised:
     def dequantized(self, lent: Projections, i: int, name: str, rows: str, bits: int, axis: Axis) -> str:
         """[n, width] in the body's dtype."""
         g = lent.graph
-        tail = f"{name}_tail.{i}" if axis == "channel" else self.no_tail(lent, i)
         values = g.add(
             dequantize_rows.OPERATOR,
-            [f"{name}_cache.{i}", f"{name}_scale.{i}", f"{name}_low.{i}", tail, rows, "cache_len"],
+            self.stored_codes(lent, i, name, rows, axis),
             f"{name}_rows",
             domain=DOMAIN,
             overload=dequantize_rows.overload(bits, axis),
@@ -68,6 +84,11 @@ class Rematerialised:
             axis=axis,
         )
         return values if lent.body == REAL else g.add("Cast", [values], f"{name}_rows_body", to=lent.body)
+
+    def stored_codes(self, lent: Projections, i: int, name: str, rows: str, axis: Axis) -> list[str]:
+        """The inputs of DequantizeRows."""
+        tail = f"{name}_tail.{i}" if axis == "channel" else self.no_tail(lent, i)
+        return [f"{name}_cache.{i}", f"{name}_scale.{i}", f"{name}_low.{i}", tail, rows, "cache_len"]
 
     def no_tail(self, lent: Projections, i: int) -> str:
         width = self.width(lent.spec)
@@ -94,7 +115,10 @@ class Rematerialised:
         for name, whole in (("k", keys), ("v", values)):
             parts.append(g.add("Slice", [whole, zero, length, axis], f"{name}_window"))
             parts.append(g.add("Slice", [whole, length, far, axis], f"{name}_prefix"))
-        g.add_outer("Identity", [parts[0]], f"keys_new.{i}")  # for the bounds of their pages
+        if self.as_codes:
+            leaving_codes.leave_keys(lent, window, parts[0])
+        else:
+            g.add_outer("Identity", [parts[0]], f"keys_new.{i}")  # for the bounds of their pages
         n = g.add("Shape", [rows], "n_rows", start=0, end=1)
         blocks = g.add(
             "Div",
@@ -120,9 +144,6 @@ def code_tensors(name: str, width: int, bits: int, axis: Axis) -> Tensors:
 
 
 class StoredInput(Rematerialised):
-    def __init__(self, bits: int) -> None:
-        self.bits = bits
-
     def width(self, spec: ModelSpec) -> int:
         return spec.hidden_size
 
@@ -132,16 +153,25 @@ class StoredInput(Rematerialised):
     def inputs(self, i: int, spec: ModelSpec, body: int) -> Tensors:
         return code_tensors("x", spec.hidden_size, self.bits_of(i), "token")
 
-    def stored(self, spec: ModelSpec, body: int) -> Tensors:
-        return {"x_new": (body, [1, "window", spec.hidden_size]), "keys_new": (body, kv_shape(spec, "window"))}
+    def floats(self, spec: ModelSpec) -> dict[str, int]:
+        return {"x_new": spec.hidden_size}
 
     def attend(self, lent: Projections, window: Window, active: str, pages: str) -> str:
         g, i = lent.graph, window.layer
-        g.add_outer("Identity", [window.h], f"x_new.{i}")
+        if not self.as_codes:
+            g.add_outer("Identity", [window.h], f"x_new.{i}")
+        else:
+            if i == 0:
+                self.group = leaving_codes.token_group(lent, f"x_scale.{i}", lent.spec.hidden_size)
+            self.leave(lent, window)
         rows, stored = self.stored_rows(lent, window, pages)
         both = g.add("Concat", [window.h, g.add("Unsqueeze", [stored, g.integers(0)], "x_batch")], "x_both", axis=1)
         k_pre, v_pre = lent.project(i, both, "k"), lent.project(i, both, "v")
         return self.attend_rows(lent, window, k_pre, v_pre, rows, active, pages)
+
+    def leave(self, lent: Projections, window: Window) -> None:
+        floats = leaving_codes.as_floats(lent, window.h, "x_leaving")
+        leaving_codes.leave_codes(lent, window.layer, "x", floats, self.group, self.bits, "token")
 
     def stored_rows(self, lent: Projections, window: Window, pages: str) -> tuple[str, str]:
         """Positions [n], and X [n, hidden] of them."""
@@ -150,66 +180,6 @@ class StoredInput(Rematerialised):
 
     def functions(self, n_layers: int) -> list[onnx.FunctionProto]:
         widths = sorted({self.bits_of(i) for i in range(n_layers)})
-        return [sparse_function.function_proto("sparse"), *(dequantize_rows.function_proto(b, "token") for b in widths)]
-
-
-class LayerDeltas(StoredInput):
-    """All layers read the rows that the first one chose: a layer's X is the sum of what is stored below it."""
-
-    def __init__(self, bits: int, n_layers: int) -> None:
-        super().__init__(bits)
-        self.base = base_layer(n_layers)
-        self.rows, self.sum = "", ""
-
-    def bits_of(self, i: int) -> int:
-        return layer_bits(i, self.bits)
-
-    def stored_rows(self, lent: Projections, window: Window, pages: str) -> tuple[str, str]:
-        i = window.layer
-        if i == 0:
-            self.rows = self.chosen_rows(lent, window, pages, f"x_cache.{i}")
-        stored = self.dequantized(lent, i, "x", self.rows, self.bits_of(i), "token")
-        self.sum = stored if i <= self.base else lent.graph.add("Add", [self.sum, stored], "x_sum")
-        return self.rows, self.sum
-
-
-LATENTS: tuple[tuple[str, Axis], ...] = (("k", "channel"), ("v", "token"))
-
-
-class StoredLatent(Rematerialised):
-    def __init__(self, bits: int) -> None:
-        self.bits = bits
-
-    def width(self, spec: ModelSpec) -> int:
-        return spec.kv_width
-
-    def inputs(self, i: int, spec: ModelSpec, body: int) -> Tensors:
-        width = spec.kv_width
-        return code_tensors("k", width, self.bits, "channel") | code_tensors("v", width, self.bits, "token")
-
-    def stored(self, spec: ModelSpec, body: int) -> Tensors:
-        latents: Tensors = {name: (body, [1, "window", spec.kv_width]) for name in ("k_new", "v_new")}
-        return latents | {"keys_new": (body, kv_shape(spec, "window"))}
-
-    def attend(self, lent: Projections, window: Window, active: str, pages: str) -> str:
-        g, i = lent.graph, window.layer
-        rows = self.chosen_rows(lent, window, pages, f"k_cache.{i}")
-        both = []
-        for kind, axis in LATENTS:
-            maps = latent_maps(lent.weight(i, kind))
-            projected = lent.project(i, window.h, kind)
-            to_latent = g.weight(f"layers.{i}.{kind}.to_latent", maps.to_latent.astype(g.float_dtype))
-            from_latent = g.weight(f"layers.{i}.{kind}.from_latent", maps.from_latent.astype(g.float_dtype))
-            g.add_outer("MatMul", [projected, to_latent], f"{kind}_new.{i}")
-            latent = self.dequantized(lent, i, kind, rows, self.bits, axis)
-            remade = g.add("MatMul", [latent, from_latent], f"{kind}_remade")
-            batch = g.add("Unsqueeze", [remade, g.integers(0)], f"{kind}_batch")
-            both.append(g.add("Concat", [projected, batch], f"{kind}_both", axis=1))
-        return self.attend_rows(lent, window, both[0], both[1], rows, active, pages)
-
-    def functions(self, n_layers: int) -> list[onnx.FunctionProto]:
-        return [
-            sparse_function.function_proto("sparse"),
-            dequantize_rows.function_proto(self.bits, "channel"),
-            dequantize_rows.function_proto(self.bits, "token"),
-        ]
+        decoders = [dequantize_rows.function_proto(b, "token") for b in widths]
+        encoders = [quantize_rows.function_proto(b, "token") for b in widths if self.as_codes]
+        return [sparse_function.function_proto("sparse"), *decoders, *encoders]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx
 
+from dlm_edge.export.cache_nodes import leaving_codes
 from dlm_edge.export.cache_nodes.contract import (
     BYTE,
     HALF,
@@ -17,11 +18,15 @@ from dlm_edge.export.cache_nodes.contract import (
     window_keys,
 )
 from dlm_edge.families.spec import ModelSpec
+from dlm_edge.kernels.dequantize_rows.reference import Axis
 from dlm_edge.kernels.prefix_block_attention import sparse_function
+from dlm_edge.kernels.quantize_rows import function as quantize_rows
 
 
 class FloatCache:
     """In the body's dtype, or in float16 beside a float32 body."""
+
+    numbers: tuple[str, ...] = ()
 
     def __init__(self, half: bool = False) -> None:
         self.half = half
@@ -34,7 +39,7 @@ class FloatCache:
     def written(self) -> tuple[str, ...]:
         return ("k_cache", "v_cache")
 
-    def stored(self, spec: ModelSpec, body: int) -> Tensors:
+    def stored(self, i: int, spec: ModelSpec, body: int) -> Tensors:
         return {}
 
     def attend(self, lent: Projections, window: Window, active: str, pages: str) -> str:
@@ -52,34 +57,62 @@ class FloatCache:
 
 
 class QuantizedKv:
-    def __init__(self, bits: int) -> None:
-        self.bits, self.overload = bits, f"int{bits}"
+    """`planes`: codes of 8 bits in two planes of nibbles, of which the graph's input `planes` says how many are read."""
+
+    def __init__(self, bits: int, as_codes: bool = False, planes: bool = False) -> None:
+        self.bits, self.as_codes, self.has_planes = bits, as_codes, planes
+        self.overload = "int4x2" if planes else f"int{bits}"
+        self.numbers: tuple[str, ...] = leaving_codes.INPUTS if as_codes else ()
+        self.numbers += ("planes",) if planes else ()
 
     def inputs(self, i: int, spec: ModelSpec, body: int) -> Tensors:
         heads, dim = spec.n_kv_heads, spec.head_dim
-        codes: tuple[int, list[int | str | None]] = (BYTE, [1, heads, "capacity", dim * self.bits // 8])
+        bits = 4 if self.has_planes else self.bits
+        codes: tuple[int, list[int | str | None]] = (BYTE, [1, heads, "capacity", dim * bits // 8])
         by_channel: tuple[int, list[int | str | None]] = (HALF, [1, heads, "groups", dim])
         by_token: tuple[int, list[int | str | None]] = (HALF, [1, heads, "capacity", "channel_groups"])
-        return {
+        found: Tensors = {
             "k_cache": codes, "v_cache": codes, "k_scale": by_channel, "k_low": by_channel,
             "k_tail": (REAL, kv_shape(spec, "group")), "v_scale": by_token, "v_low": by_token,
         }  # fmt: skip
+        return found | ({"k_lower": codes, "v_lower": codes} if self.has_planes else {})
 
     def written(self) -> tuple[str, ...]:
         return ()
 
-    def stored(self, spec: ModelSpec, body: int) -> Tensors:
+    def stored(self, i: int, spec: ModelSpec, body: int) -> Tensors:
+        if self.as_codes:
+            whole = QuantizedKv(self.bits)  # planes are parted by whoever stores them
+            return leaving_codes.code_outputs(whole.inputs(i, spec, body), spec, body)
         return {name: (body, kv_shape(spec, "window")) for name in ("k_new", "v_new")}
 
     def attend(self, lent: Projections, window: Window, active: str, pages: str) -> str:
         g, i = lent.graph, window.layer
         k, v = window_keys(lent, window)
-        for name, value in (("k_new", k), ("v_new", v)):
+        if self.as_codes:
+            self.leave(lent, window, k, v)
+        for name, value in (("k_new", k), ("v_new", v)) if not self.as_codes else ():
             g.add_outer("Identity", [value], f"{name}.{i}")
         caches = [f"k_cache.{i}", f"v_cache.{i}"]
         more = [f"{name}.{i}" for name in ("k_scale", "k_low", "k_tail", "v_scale", "v_low")]
+        if self.has_planes:
+            more += [f"k_lower.{i}", f"v_lower.{i}", "planes"]
         chosen = [active, pages, f"masses.{i}"]
         return call_attention(lent, window, self.overload, [k, v, *caches], NUMBERS, chosen, more)
 
+    def leave(self, lent: Projections, window: Window, k: str, v: str) -> None:
+        g, i = lent.graph, window.layer
+        if i == 0:
+            by_channel = leaving_codes.channel_group(lent, f"k_tail.{i}")
+            self.groups = by_channel, leaving_codes.token_group(lent, f"v_scale.{i}", lent.spec.head_dim)
+        kinds: tuple[tuple[str, str, Axis], ...] = (("k", k, "channel"), ("v", v, "token"))
+        for (name, value, axis), group in zip(kinds, self.groups, strict=True):
+            heads = g.add("Squeeze", [value, g.integers(0)], f"{name}_by_head")
+            floats = leaving_codes.as_floats(lent, heads, f"{name}_leaving")
+            leaving_codes.leave_codes(lent, i, name, floats, group, self.bits, axis)
+        leaving_codes.leave_keys(lent, window, k)
+
     def functions(self, n_layers: int) -> list[onnx.FunctionProto]:
-        return [sparse_function.function_proto(self.overload)]
+        axes: tuple[Axis, ...] = ("channel", "token") if self.as_codes else ()
+        quantizers = [quantize_rows.function_proto(self.bits, axis) for axis in axes]
+        return [sparse_function.function_proto(self.overload), *quantizers]

@@ -14,6 +14,7 @@ class WholeSequence:
     """Full attention only. It has no use for SelectPages, so `active` and `pages` are empty names."""
 
     overload = ""
+    numbers: tuple[str, ...] = ()
 
     def inputs(self, i: int, spec: ModelSpec, body: int) -> Tensors:
         return {}
@@ -21,7 +22,7 @@ class WholeSequence:
     def written(self) -> tuple[str, ...]:
         return ()
 
-    def stored(self, spec: ModelSpec, body: int) -> Tensors:
+    def stored(self, i: int, spec: ModelSpec, body: int) -> Tensors:
         return {}
 
     def attend(self, lent: Projections, window: Window, active: str, pages: str) -> str:

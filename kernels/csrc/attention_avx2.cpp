@@ -8,5 +8,6 @@
 #include "code_rows.h"
 #include "mass_tiles.h"
 #include "pool_tiles.h"
+#include "quantize_tiles.h"
 
-const dlm_edge::TileKernel dlm_edge::kAvx2Tiles = {"avx2", kLanes, kMaxRowVectors, Attend, Measure, Choose, Dequantize, Pool};
+const dlm_edge::TileKernel dlm_edge::kAvx2Tiles = {"avx2", kLanes, kMaxRowVectors, Attend, Measure, Choose, Dequantize, Pool, Quantize};

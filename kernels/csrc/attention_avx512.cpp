@@ -7,6 +7,7 @@
 #include "code_rows.h"
 #include "mass_tiles.h"
 #include "pool_tiles.h"
+#include "quantize_tiles.h"
 
 const dlm_edge::TileKernel dlm_edge::kAvx512Tiles = {"avx512", kLanes, kMaxRowVectors, Attend,
-                                                     Measure,  Choose, Dequantize, Pool};
+                                                     Measure,  Choose, Dequantize, Pool, Quantize};

@@ -7,6 +7,7 @@
 #include "fixed_attention.h"
 #include "fixed_masses.h"
 #include "pool_tiles.h"
+#include "quantize_tiles.h"
 
 const dlm_edge::TileKernel dlm_edge::kAvx512VnniTiles = {
-    "avx512_vnni", kLanes, kMaxRowVectors, AttendFixed, MeasureFixed, Choose, Dequantize, Pool};
+    "avx512_vnni", kLanes, kMaxRowVectors, AttendFixed, MeasureFixed, Choose, Dequantize, Pool, Quantize};

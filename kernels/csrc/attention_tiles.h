@@ -4,6 +4,7 @@
 // Both are one register-blocked product, Multiply. The softmax is the online one, in base 2.
 #pragma once
 
+#include "few_rows.h"
 #include "key_tiles.h"
 #include "row_tiles.h"
 
@@ -171,6 +172,7 @@ void AttendRows(const RowTask& task, size_t bytes, AttendAll attend_all) {
 }
 
 void Attend(const RowTask& task) {
+  if (SuitsFewRows(task)) return AttendWithFewRows(task);
   const size_t bytes = task.cache != nullptr ? TileFloats(task.rows.head_dim) * sizeof(float) : 0;
   AttendRows(task, bytes, [&](const RowTile* tiles, int n_tiles, char* memory, Vec* scores) {
     AttendKeys(task, tiles, n_tiles, reinterpret_cast<float*>(memory), scores);

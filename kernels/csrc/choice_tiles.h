@@ -90,6 +90,43 @@ void PickLargest(const ChoiceTask& task, const IntVec* ranks, int n_lanes, uint8
   }
 }
 
+// The same for one list of ranks, with lanes along the pages; `ranks` is [n_valid], filled up to whole vectors.
+void PickLargest(const ChoiceTask& task, int32_t* ranks) {
+  const int64_t n_valid = task.n_valid, n_vectors = (n_valid + kLanes - 1) / kLanes;
+  uint8_t* const picked = task.picked;
+  const int32_t wanted = (int32_t)(task.n_pages < task.n_slots ? task.n_pages : task.n_slots);
+  const IntVec* const vectors = reinterpret_cast<const IntVec*>(ranks);
+  auto count = [=](int32_t least) {
+    IntVec reached = {};
+    for (int64_t i = 0; i < n_vectors; ++i) reached -= (IntVec)(vectors[i] >= least);
+    int32_t sum = 0;
+    for (int lane = 0; lane < kLanes; ++lane) sum += reached[lane];
+    return sum;
+  };
+  for (int64_t page = n_valid; page < n_vectors * kLanes; ++page) ranks[page] = kLowestRank;
+  uint32_t bits = 0x80000000u;
+  int32_t n_reached = -1;
+  for (int bit = 31; bit >= 0 && n_reached != wanted; --bit) {
+    const uint32_t higher = bits ^ 1u << bit;
+    const int32_t n = count((int32_t)higher);
+    if (n < wanted) continue;
+    bits = higher;
+    n_reached = n;
+  }
+  const int32_t threshold = (int32_t)bits;
+  if (n_reached == wanted) {  // no ties
+    for (int64_t page = 0; page < n_valid; ++page) picked[page] = ranks[page] >= threshold;
+    return;
+  }
+  const int32_t n_empty = threshold == kLowestRank ? (int32_t)(task.n_slots - n_valid) : 0;
+  int32_t left = wanted - n_empty - (threshold == INT32_MAX ? 0 : count(threshold + 1));
+  for (int64_t page = 0; page < n_valid; ++page) {
+    const bool is_equal = ranks[page] == threshold && left > 0;
+    left -= is_equal;
+    picked[page] = ranks[page] > threshold || is_equal;
+  }
+}
+
 void Choose(const ChoiceTask& task) {
   static thread_local Scratch scratch;
   if (task.n_valid == 0) return;
@@ -104,10 +141,15 @@ void Choose(const ChoiceTask& task) {
   const IntVec first_rank = Rank(Vec{} + __builtin_inff());
 
   if (task.masses != nullptr) {
-    for (int64_t page = 0; page < task.n_valid; ++page)
-      ranks[page] = task.forced[page] ? first_rank : Rank(Vec{} + task.masses[page]);
-    PickLargest(task, ranks, 1, task.picked);
-    return;
+    int32_t* const of_pages = reinterpret_cast<int32_t*>(ranks);
+    int64_t page = 0;
+    for (; page + kLanes <= task.n_valid; page += kLanes) ranks[page / kLanes] = Rank(Load(task.masses + page));
+    for (; page < task.n_valid; ++page) of_pages[page] = Rank(Vec{} + task.masses[page])[0];
+    const uint8_t* const forced = task.forced;
+    const int32_t before_all = first_rank[0];
+    const int64_t n_valid = task.n_valid;
+    for (page = 0; page < n_valid; ++page) of_pages[page] = forced[page] ? before_all : of_pages[page];
+    return PickLargest(task, of_pages);
   }
   for (int t = 0; t < cut.n_tiles; ++t) {
     const int row_vectors = cut.RowVectors(t);

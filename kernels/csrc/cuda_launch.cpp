@@ -139,7 +139,8 @@ std::string Device::Open(void* stream) {
 
 int64_t Device::n_processors() const { return kernels_->n_processors; }
 
-std::string Device::Reserve(size_t n_bytes, char** memory) {
+std::string Device::Reserve(const Parts& parts) {
+  const size_t n_bytes = parts.total_;
   const std::lock_guard<std::mutex> lock(kernels_->mutex);
   Scratch& scratch = kernels_->by_stream[stream_];
   if (scratch.n_bytes < n_bytes) {
@@ -154,7 +155,8 @@ std::string Device::Reserve(size_t n_bytes, char** memory) {
     if (!problem.empty()) return problem;
     scratch = {made, n_bytes};
   }
-  *memory = reinterpret_cast<char*>(scratch.memory);
+  for (size_t i = 0; i < parts.count_; ++i)
+    *parts.parts_[i] = reinterpret_cast<char*>(scratch.memory) + parts.offsets_[i];
   return "";
 }
 

@@ -20,8 +20,10 @@ inline int64_t HeadBlock(int64_t head_dim) {
   return head_dim <= 64 ? 64 : head_dim <= 128 ? 128 : head_dim <= 256 ? 256 : 0;
 }
 inline int64_t RowBlock(int64_t n_rows) { return n_rows <= 16 ? 16 : 64; }
+inline int64_t BlockRows(int64_t block_size) { return block_size <= 16 ? 16 : block_size <= 32 ? 32 : 64; }
 inline int64_t KeyBlock(int64_t head_block, int bits) { return head_block > 128 || bits != 16 ? 32 : 64; }
 inline int64_t StateBlock(int64_t n_rows) { return n_rows <= 128 ? 128 : n_rows <= 1024 ? 1024 : 0; }
+inline int64_t PatternBlock(int64_t n_slots) { return n_slots <= 1024 ? 1024 : n_slots <= 4096 ? 4096 : 0; }
 inline int64_t SlotBlock(int64_t n_valid) {
   return n_valid <= 1024 ? 1024 : n_valid <= 4096 ? 4096 : n_valid <= 16384 ? 16384 : 0;
 }
@@ -61,6 +63,22 @@ class Arguments {
   bool is_aligned_ = true;
 };
 
+// Parts of one block of working memory, each at a multiple of 256 bytes: first every part is asked for, then the block
+// is reserved.
+class Parts {
+ public:
+  void Ask(char** part, int64_t n_bytes) {
+    offsets_[count_] = total_;
+    parts_[count_++] = part;
+    total_ += static_cast<size_t>(CeilDiv(n_bytes, 256) * 256);
+  }
+
+ private:
+  friend class Device;
+  char** parts_[8] = {};
+  size_t offsets_[8] = {}, count_ = 0, total_ = 0;
+};
+
 // The current device and one stream of it, for one call of an operator. Functions return "" or the problem in words.
 class Device {
  public:
@@ -68,7 +86,7 @@ class Device {
   int64_t n_processors() const;
 
   // Working memory for this call and this stream, valid until the next call of Reserve. Kept and grown as needed.
-  std::string Reserve(size_t n_bytes, char** memory);
+  std::string Reserve(const Parts& parts);
 
   // State outputs that are not bound to their inputs.
   std::string CopyIfApart(void* to, const void* from, size_t n_bytes);

@@ -12,7 +12,8 @@ thread_local bool is_chosen = false;
 bool IsChosen() { return is_chosen; }
 
 ort::Status* AddOperators(ort::Api api, ort::OpDomain* domain) {
-  static const Operator operators[] = {AttentionOperator(), SelectPagesOperator(), DequantizeRowsOperator()};
+  static const Operator operators[] = {AttentionOperator(), SelectPagesOperator(), DequantizeRowsOperator(),
+                                       RematerialiseRowsOperator(), PatternAttentionOperator()};
   for (const Operator& each : operators) DLM_EDGE_TRY(ort::CustomOpDomain_Add::call(api, domain, &each.op));
   return nullptr;
 }

@@ -1,6 +1,6 @@
 // Attention over coded pages in integers: VPDPWSSD multiplies 32 pairs of 16 bits where a float instruction multiplies
 // 16 of 32. Rows, keys, softmax weights and values are fixed point; scores, sums and results stay float32, as do the
-// window, the exact keys of the tail and all shapes that do not fit (the exact path).
+// window, the exact keys of the tail, tasks of few rows (few_rows.h) and all shapes that do not fit (the exact path).
 //
 // Errors, roundings taken as independent uniform noise (0.29 units each, 0.5 for the three of a coded number): a score
 // q . k is off by 0.29 |q| |k| / kRowLength and by 0.5 |q| U, U the unit of its group of keys: the length of the
@@ -114,7 +114,7 @@ void AttendCodes(const RowTask& task, const RowTile* tiles, const FixedRows* row
 
 void AttendFixed(const RowTask& task) {
   const int64_t dim = task.rows.head_dim;
-  if (task.attn_block != 0 || !FitsFixedTiles(task.cache, dim)) return Attend(task);
+  if (task.attn_block != 0 || !FitsFixedTiles(task.cache, dim) || SuitsFewRows(task)) return Attend(task);
   const RowCut cut(task.rows);
   const size_t tile_bytes = Aligned(TileFloats(dim) * sizeof(float)), rows_bytes = cut.n_vectors * FixedRowBytes(dim);
   const size_t bytes = tile_bytes + rows_bytes + cut.n_tiles * sizeof(FixedRows);

@@ -31,7 +31,7 @@ struct FixedTile {
 };
 
 DLM_EDGE_INLINE bool FitsFixedTiles(const KeyCache* cache, int64_t head_dim) {
-  return cache != nullptr && (cache->type == kByteCache || cache->type == kNibbleCache) && head_dim % 32 == 0 &&
+  return cache != nullptr && cache->type != kFloatCache && cache->type != kHalfCache && head_dim % 32 == 0 &&
          head_dim <= 1024 && cache->v_group % 16 == 0;
 }
 
@@ -66,7 +66,7 @@ DLM_EDGE_INLINE void StoreShorts(Vec values, int16_t* to) {
 // of AVX-512 is the one that rounds. Returns the unit; a vector of all the numbers is no longer than `length` units.
 float FixScales(CacheType type, const float* scale_low, int64_t count, float length, int16_t* step, int16_t* first) {
   const float *scale = scale_low, *low = scale_low + count;
-  const float last_code = type == kByteCache ? 255.0f : 15.0f, middle = type == kByteCache ? 128.0f : 8.0f;
+  const float last_code = type == kNibbleCache ? 15.0f : 255.0f, middle = type == kNibbleCache ? 8.0f : 128.0f;
   Vec largest_lanes = {}, squares = {};
   for (int64_t i = 0; i < count; i += kLanes) {
     const Vec begin = Load(low + i), end = begin + last_code * Load(scale + i);
@@ -95,19 +95,25 @@ DLM_EDGE_INLINE ShortVec Fix(ShortVec codes, ShortVec step, ShortVec first) {
   return (ShortVec)_mm512_mulhrs_epi16((__m512i)(codes ^ 0x8000), (__m512i)step) + first;
 }
 
-// 32 neighbouring codes.
+// 32 neighbouring codes from channel d on.
 template <CacheType type>
-DLM_EDGE_INLINE ShortVec UpperCodes(const uint8_t* codes) {
-  if (type == kByteCache)
+DLM_EDGE_INLINE ShortVec UpperCodes(const CodesOf<type>& row, int64_t d) {
+  if constexpr (type == kPlanesCache)
+    return UpperCodes<kNibbleCache>({row.codes, nullptr}, d) | UpperCodes<kNibbleCache>({row.lower, nullptr}, d) >> 4;
+  const uint8_t* const codes = row.codes + (type == kByteCache ? d : d / 2);
+  if constexpr (type == kByteCache)
     return (ShortVec)_mm512_maskz_cvtepu8_epi16(~0u, _mm256_loadu_si256((const __m256i*)codes)) << 8;
   const UintVec two = (UintVec)_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128((const __m128i*)codes));
   return (ShortVec)(two | two << 12) << 12;
 }
 
-// 16 neighbouring codes, each in 32 bits.
+// 16 neighbouring codes from channel d on, each in 32 bits.
 template <CacheType type>
-DLM_EDGE_INLINE UintVec SpreadCodes(const uint8_t* codes) {
-  if (type == kByteCache)
+DLM_EDGE_INLINE UintVec SpreadCodes(const CodesOf<type>& row, int64_t d) {
+  if constexpr (type == kPlanesCache)
+    return SpreadCodes<kNibbleCache>({row.codes, nullptr}, d) << 4 | SpreadCodes<kNibbleCache>({row.lower, nullptr}, d);
+  const uint8_t* const codes = row.codes + (type == kByteCache ? d : d / 2);
+  if constexpr (type == kByteCache)
     return (UintVec)_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128((const __m128i*)codes));
   const LongVec two = (LongVec)_mm512_maskz_cvtepu8_epi64(0xff, _mm_loadl_epi64((const __m128i*)codes));
   return (UintVec)(two | two << 28) & 15;
@@ -121,19 +127,19 @@ void FixKeys(const KeyLayout& layout, const KeyTile& raw, FixedTile* tile) {
   float *unit = tile->k_unit, group_unit = 0;
   int64_t group = -1;
   for (int s = 0; s < raw.n_segments; ++s) {
-    const uint8_t* codes = (const uint8_t*)raw.segments[s].k_raw;
-    for (int64_t key = 0; key < raw.segments[s].count; ++key, codes += layout.row_bytes, out += dim) {
+    CodesOf<type> row{(const uint8_t*)raw.segments[s].k_raw, (const uint8_t*)raw.segments[s].k_lower};
+    for (int64_t key = 0; key < raw.segments[s].count; ++key, row.Advance(layout.row_bytes), out += dim) {
       const int64_t its_group = (raw.segments[s].position + key) / cache.k_group;
       if (its_group != group) {
         group = its_group;
-        HalvesToFloats(cache.k_scale + group * dim, dim, tile->scale_low);
-        HalvesToFloats(cache.k_low + group * dim, dim, tile->scale_low + dim);
+        ReadScales(cache, cache.k_scale + group * dim, cache.k_low + group * dim, dim, tile->scale_low,
+                   tile->scale_low + dim);
         group_unit = FixScales(type, tile->scale_low, dim, kKeyLength, tile->step, tile->first);
       }
       *unit++ = group_unit;
       for (int64_t d = 0; d < dim; d += 32) {
         const ShortVec step = *(const ShortVec*)(tile->step + d), first = *(const ShortVec*)(tile->first + d);
-        *(ShortVec*)(out + d) = Fix(UpperCodes<type>(codes + (type == kByteCache ? d : d / 2)), step, first);
+        *(ShortVec*)(out + d) = Fix(UpperCodes<type>(row, d), step, first);
       }
     }
   }
@@ -145,16 +151,16 @@ void FixValues(const KeyLayout& layout, const KeyTile& raw, FixedTile* tile) {
   const int64_t dim = layout.head_dim, width = cache.v_group, n_groups = dim / width, n_keys = raw.n_keys;
   const int64_t n_scales = n_keys * n_groups;
   const int64_t count = ((n_keys + n_keys % 2) * n_groups + kLanes - 1) / kLanes * kLanes;
-  const uint8_t* rows[kTileKeys + 1];
+  CodesOf<type> rows[kTileKeys + 1];
   float* scale = tile->scale_low;
   float* low = scale + count;
   int64_t key = 0;
   for (int s = 0; s < raw.n_segments; ++s) {
     const KeySegment& segment = raw.segments[s];
-    HalvesToFloats(cache.v_scale + segment.position * n_groups, segment.count * n_groups, scale + key * n_groups);
-    HalvesToFloats(cache.v_low + segment.position * n_groups, segment.count * n_groups, low + key * n_groups);
-    for (int64_t i = 0; i < segment.count; ++i)
-      rows[key++] = (const uint8_t*)segment.v_raw + i * layout.row_bytes;
+    ReadScales(cache, cache.v_scale + segment.position * n_groups, cache.v_low + segment.position * n_groups,
+               segment.count * n_groups, scale + key * n_groups, low + key * n_groups);
+    CodesOf<type> row{(const uint8_t*)segment.v_raw, (const uint8_t*)segment.v_lower};
+    for (int64_t i = 0; i < segment.count; ++i, row.Advance(layout.row_bytes)) rows[key++] = row;
   }
   rows[n_keys] = rows[n_keys - 1];  // an odd number of keys: beside the last lie zeros
   memset(scale + n_scales, 0, (count - n_scales) * sizeof(float));
@@ -164,30 +170,33 @@ void FixValues(const KeyLayout& layout, const KeyTile& raw, FixedTile* tile) {
   auto pair = [n_groups](const int16_t* of_two) {
     return (ShortVec)(UintVec{} + ((uint16_t)of_two[0] | (uint32_t)(uint16_t)of_two[n_groups] << 16));
   };
-  constexpr int kShift = type == kByteCache ? 8 : 12;
+  constexpr int kShift = type == kNibbleCache ? 12 : 8;
   int16_t* out = tile->v;
   for (key = 0; key < n_keys; key += 2) {
     for (int64_t g = 0; g < n_groups; ++g) {
       const ShortVec step = pair(tile->step + key * n_groups + g), first = pair(tile->first + key * n_groups + g);
       for (int64_t d = g * width; d < (g + 1) * width; d += kLanes, out += 2 * kLanes) {
-        const int64_t at = type == kByteCache ? d : d / 2;
         const UintVec codes =
-            SpreadCodes<type>(rows[key] + at) << kShift | SpreadCodes<type>(rows[key + 1] + at) << (kShift + 16);
+            SpreadCodes<type>(rows[key], d) << kShift | SpreadCodes<type>(rows[key + 1], d) << (kShift + 16);
         *(ShortVec*)out = Fix((ShortVec)codes, step, first);
       }
     }
   }
 }
 
+template <CacheType type>
+void FixTileOf(const KeyLayout& layout, const KeyTile& raw, bool values, FixedTile* tile) {
+  FixKeys<type>(layout, raw, tile);
+  if (values) FixValues<type>(layout, raw, tile);
+}
+
 // `values`: not only keys.
 void FixTile(const KeyLayout& layout, const KeyTile& raw, bool values, FixedTile* tile) {
   tile->n_keys = raw.n_keys;
-  if (layout.cache->type == kByteCache) {
-    FixKeys<kByteCache>(layout, raw, tile);
-    if (values) FixValues<kByteCache>(layout, raw, tile);
-  } else {
-    FixKeys<kNibbleCache>(layout, raw, tile);
-    if (values) FixValues<kNibbleCache>(layout, raw, tile);
+  switch (layout.cache->type) {
+    case kByteCache: return FixTileOf<kByteCache>(layout, raw, values, tile);
+    case kNibbleCache: return FixTileOf<kNibbleCache>(layout, raw, values, tile);
+    default: return FixTileOf<kPlanesCache>(layout, raw, values, tile);
   }
 }
 

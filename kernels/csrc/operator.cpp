@@ -2,6 +2,7 @@
 #include "operator.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace dlm_edge {
 namespace {
@@ -117,6 +118,20 @@ std::string CheckPolicy(const int64_t* policy) {
     return std::string("policy has ") + kNames[i] + " " + std::to_string(policy[i]) + ", expected " + limit;
   }
   return "";
+}
+
+float ScaledKernel::ScaleOf(int64_t head_dim) const {
+  return scale != 0.0f ? scale : 1.0f / std::sqrt(static_cast<float>(head_dim));
+}
+
+ort::Status* MakeScaledKernel(ort::Api api, const ort::KernelInfo* info, const char* name, void** kernel) {
+  float scale = 0.0f;
+  if (ort::Status* absent = ort::KernelInfoGetAttribute_float::call(api, info, "scale", &scale)) {
+    ort::ReleaseStatus::call(api, absent);
+    scale = 0.0f;
+  }
+  *kernel = new (std::nothrow) ScaledKernel{api, scale};
+  return *kernel ? nullptr : OutOfMemory(api, name);
 }
 
 Operator MakeOperator(const char* name, const Input* inputs, size_t n_inputs, const ort::ElementType* outputs,

@@ -40,6 +40,7 @@ Operator AttentionOperator();
 Operator SelectPagesOperator();
 Operator DequantizeRowsOperator();
 Operator PatternAttentionOperator();
+Operator QuantizeRowsOperator();
 
 // Fills in everything but the three functions that are the operator's own.
 Operator MakeOperator(const char* name, const Input* inputs, size_t n_inputs, const ort::ElementType* outputs,
@@ -80,6 +81,15 @@ std::string CheckCapacity(int64_t cache_len, int64_t capacity);
 // The policy of SelectPages, which PrefixBlockAttention receives too.
 constexpr int kPolicyNumbers = 9;
 std::string CheckPolicy(const int64_t* policy);
+
+// What an attention operator keeps of its node. The attribute "scale" is 0 where it is absent: 1 / sqrt(head_dim) then.
+struct ScaledKernel {
+  ort::Api api;
+  float scale;
+
+  float ScaleOf(int64_t head_dim) const;
+};
+ort::Status* MakeScaledKernel(ort::Api api, const ort::KernelInfo* info, const char* name, void** kernel);
 
 template <class Plan>
 ort::Status* RunPhase(ort::Api api, ort::KernelContext* context, Plan* plan, int phase) {

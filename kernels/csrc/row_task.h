@@ -15,8 +15,9 @@ struct KeyRange {
   int64_t position, count;
 };
 
-// Keys and values of one kv head that are not float32. Codes stand for code * scale + low.
-enum CacheType : int { kFloatCache, kHalfCache, kByteCache, kNibbleCache };
+// Keys and values of one kv head that are not float32. Codes stand for code * scale + low. Those of kPlanesCache are
+// bytes, code = 16 * upper + lower, of which k and v hold the upper nibbles, k_lower and v_lower the lower ones.
+enum CacheType : int { kFloatCache, kHalfCache, kByteCache, kNibbleCache, kPlanesCache };
 struct KeyCache {
   CacheType type;
   const void *k, *v;                // [capacity, head_dim]; nibbles: [capacity, head_dim / 2], even channel low
@@ -24,6 +25,8 @@ struct KeyCache {
   const uint16_t *v_scale, *v_low;  // float16 [capacity, head_dim / v_group]
   const float* k_tail;              // [k_group, head_dim]: exact keys of the positions from tail_begin on
   int64_t k_group, v_group, tail_begin;
+  const void *k_lower, *v_lower;  // laid out like k and v
+  bool is_upper;  // kNibbleCache: the upper nibbles of bytes, whose scales these are; the others count as 7.5
 };
 
 // The query heads that share a kv head form one matrix whose row i * group + g is query i of head g: neighbouring rows
@@ -94,6 +97,16 @@ struct CodeRow {
   float* out;
 };
 
+// Some rows of floats to codes, each group of them with one scale and low: `group` consecutive values of a row, whose
+// n_rows is 1, or (group 1) one channel of all the rows.
+struct QuantizeTask {
+  const float* values;  // [n_rows, width]
+  int64_t n_rows, width, group;
+  int bits;              // 8, 4, 3, 2
+  uint8_t* codes;        // [n_rows, width * bits / 8], laid out as in CodeRow
+  uint16_t *scale, *low;  // float16 [width / group]
+};
+
 // One variant. Rows are worked on in tiles of up to max_row_vectors * lanes.
 struct TileKernel {
   const char* name;
@@ -103,6 +116,7 @@ struct TileKernel {
   void (*choose)(const ChoiceTask& task);
   void (*dequantize)(const CodeRow& row);
   void (*pool)(const PoolTask& task);
+  void (*quantize)(const QuantizeTask& task);
 };
 extern const TileKernel kPortableTiles;
 #if defined(__x86_64__)

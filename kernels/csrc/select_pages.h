@@ -45,9 +45,11 @@ class SelectPlan {
   void Begin(int phase);
   size_t n_tasks(int phase) const;
   void Run(int phase, size_t index) const;
+  // Whether one thread is done with the phase before others are awake.
+  bool IsShort(int phase) const;
 
  private:
-  void MeasureMovement(int64_t kv_head) const;
+  void MeasureMovement(int64_t kv_head) const;  // and stores the queries as the last ones
   void PickRows();
   void PickRows(int64_t first_head, int64_t n_heads, std::vector<int32_t>* order);
   void AddChoices();

@@ -1,87 +1,33 @@
 // SelectPages as an operator: reads and checks tensors, then runs select_pages.h.
 #include "select_pages.h"
 
-#include "operator.h"
+#include "select_inputs.h"
 
 namespace dlm_edge {
 namespace {
 
 constexpr const char* kName = "SelectPages";
 
-enum InputIndex {
-  kQ,
-  kLow,
-  kHigh,
-  kPageScale,
-  kQLast,
-  kQStored,
-  kMasses,
-  kStart,
-  kCacheLen,
-  kPolicy,
-  kDrift,
-  kInputCount
-};
-
-constexpr Input kInputs[kInputCount] = {
-    {"q", ort::kFloat, ort::kRequired, 4},         {"low", ort::kInt8, ort::kRequired, 4},
-    {"high", ort::kInt8, ort::kRequired, 4},       {"page_scale", ort::kFloat, ort::kRequired, 3},
-    {"q_last", ort::kFloat, ort::kRequired, 4},    {"q_stored", ort::kFloat, ort::kRequired, 4},
-    {"masses", ort::kFloat, ort::kRequired, 3},    {"start", ort::kInt64, ort::kRequired, 1},
-    {"cache_len", ort::kInt64, ort::kRequired, 1}, {"policy", ort::kInt64, ort::kRequired, 1},
-    {"drift", ort::kFloat, ort::kRequired, 1},
-};
-constexpr ort::ElementType kOutputs[] = {ort::kUint8, ort::kUint8, ort::kFloat, ort::kFloat, ort::kFloat};
+using namespace select_inputs;
 
 struct SelectKernel {
   ort::Api api;
 };
 
-std::string CheckShapes(const Tensor (&in)[kInputCount]) {
-  const int64_t n_kv_heads = in[kLow].dims[1], n_slots = in[kLow].dims[2], n_rows = in[kQLast].dims[2];
-  std::string problem = CheckQuery(in[kQ]);
-  if (problem.empty()) problem = CheckHeads(in[kQ].dims[1], n_kv_heads, "low");
-  for (int i : {kLow, kHigh})
-    if (problem.empty())
-      problem = CheckShape(in[i], kInputs[i].name, "[1, n_kv_heads, n_slots, head_dim]",
-                           {1, n_kv_heads, n_slots, in[kQ].dims[3]});
-  for (int i : {kPageScale, kMasses})
-    if (problem.empty())
-      problem = CheckShape(in[i], kInputs[i].name, "[1, n_kv_heads, n_slots]", {1, n_kv_heads, n_slots});
-  for (int i : {kQLast, kQStored})
-    if (problem.empty())
-      problem = CheckShape(in[i], kInputs[i].name, "[1, n_heads, n_rows, head_dim]",
-                           {1, in[kQ].dims[1], n_rows, in[kQ].dims[3]});
-  for (int i : {kStart, kCacheLen, kDrift})
-    if (problem.empty()) problem = CheckShape(in[i], kInputs[i].name, "", {1});
-  if (problem.empty()) problem = CheckShape(in[kPolicy], "policy", "", {kPolicyNumbers});
-  if (problem.empty() && n_slots > INT32_MAX) problem = "low has " + std::to_string(n_slots) + " slots: too many";
-  return problem;
-}
-
-std::string CheckNumbers(const SelectArguments& a) {
-  const std::string problem = CheckStart(a.start);
-  if (!problem.empty()) return problem;
-  const int64_t n_valid = a.cache_len / a.page_size + (a.cache_len % a.page_size != 0);
-  if (a.cache_len < 0 || n_valid > a.n_slots)
-    return "cache_len is " + std::to_string(a.cache_len) + ", expected at most " + std::to_string(a.n_slots) +
-           " pages of " + std::to_string(a.page_size) + " positions";
-  return "";
-}
-
-SelectArguments ArgumentsOf(const Tensor (&in)[kInputCount]) {
+SelectArguments ArgumentsOf(const Call& call) {
+  const Tensor(&in)[kInputCount] = call.in;
   SelectArguments a{};
-  a.n_heads = in[kQ].dims[1];
-  a.n_kv_heads = in[kLow].dims[1];
-  a.q_len = in[kQ].dims[2];
-  a.head_dim = in[kQ].dims[3];
-  a.n_slots = in[kLow].dims[2];
-  a.n_rows = in[kQLast].dims[2];
-  a.start = *in[kStart].as<int64_t>();
-  a.cache_len = *in[kCacheLen].as<int64_t>();
+  a.n_heads = call.n_heads;
+  a.n_kv_heads = call.n_kv_heads;
+  a.q_len = call.q_len;
+  a.head_dim = call.head_dim;
+  a.n_slots = call.n_slots;
+  a.n_rows = call.n_rows;
+  a.start = call.number(kStart);
+  a.cache_len = call.number(kCacheLen);
   int64_t* const numbers[kPolicyNumbers] = {&a.mode,     &a.n_pages,      &a.n_active, &a.sink,     &a.recent,
                                             &a.per_head, &a.since_stored, &a.one_list, &a.page_size};
-  for (int i = 0; i < kPolicyNumbers; ++i) *numbers[i] = in[kPolicy].as<int64_t>()[i];
+  for (int i = 0; i < kPolicyNumbers; ++i) *numbers[i] = call.policy[i];
   a.drift = *in[kDrift].as<float>();
   a.q = in[kQ].as<float>();
   a.low = in[kLow].as<int8_t>();
@@ -93,13 +39,10 @@ SelectArguments ArgumentsOf(const Tensor (&in)[kInputCount]) {
   return a;
 }
 
-ort::Status* RunSelection(ort::Api api, ort::KernelContext* context, SelectArguments a) {
+ort::Status* RunSelection(ort::Api api, ort::KernelContext* context, const Call& call) {
   void* outputs[5] = {};
-  DLM_EDGE_TRY(MakeOutput(api, context, 0, {a.n_kv_heads, a.q_len}, &outputs[0]));
-  DLM_EDGE_TRY(MakeOutput(api, context, 1, {a.n_kv_heads, a.n_slots}, &outputs[1]));
-  DLM_EDGE_TRY(MakeOutput(api, context, 2, {1, a.n_heads, a.n_rows, a.head_dim}, &outputs[2]));
-  DLM_EDGE_TRY(MakeOutput(api, context, 3, {1, a.n_heads, a.n_rows, a.head_dim}, &outputs[3]));
-  DLM_EDGE_TRY(MakeOutput(api, context, 4, {4}, &outputs[4]));
+  DLM_EDGE_TRY(MakeOutputs(api, context, call, outputs));
+  SelectArguments a = ArgumentsOf(call);
   a.active = static_cast<uint8_t*>(outputs[0]);
   a.pages = static_cast<uint8_t*>(outputs[1]);
   a.new_q_last = static_cast<float*>(outputs[2]);
@@ -110,7 +53,8 @@ ort::Status* RunSelection(ort::Api api, ort::KernelContext* context, SelectArgum
   plan.Build(a);
   for (int phase = 0; phase < SelectPlan::kPhases; ++phase) {
     plan.Begin(phase);
-    DLM_EDGE_TRY(RunPhase(api, context, &plan, phase));
+    if (!plan.IsShort(phase)) DLM_EDGE_TRY(RunPhase(api, context, &plan, phase));
+    for (size_t i = 0; plan.IsShort(phase) && i < plan.n_tasks(phase); ++i) plan.Run(phase, i);
   }
   return nullptr;
 }
@@ -118,15 +62,11 @@ ort::Status* RunSelection(ort::Api api, ort::KernelContext* context, SelectArgum
 ort::Status* Compute(void* opaque, ort::KernelContext* context) {
   const ort::Api api = static_cast<const SelectKernel*>(opaque)->api;
   try {
-    Tensor in[kInputCount];
+    Call call{};
     std::string problem;
-    DLM_EDGE_TRY(ReadInputs(api, context, kInputs, kInputCount, in, &problem));
-    if (problem.empty()) problem = CheckShapes(in);
-    if (problem.empty()) problem = CheckPolicy(in[kPolicy].as<int64_t>());
-    if (!problem.empty()) return Refuse(api, kName, problem);
-    const SelectArguments a = ArgumentsOf(in);
-    problem = CheckNumbers(a);
-    return problem.empty() ? RunSelection(api, context, a) : Refuse(api, kName, problem);
+    DLM_EDGE_TRY(ReadInputs(api, context, kInputs, kInputCount, call.in, &problem));
+    if (problem.empty()) problem = call.Check();
+    return problem.empty() ? RunSelection(api, context, call) : Refuse(api, kName, problem);
   } catch (const std::bad_alloc&) {
     return OutOfMemory(api, kName);
   }

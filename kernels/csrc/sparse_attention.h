@@ -3,7 +3,8 @@
 //
 // q                  [n_heads, q_len, head_dim]          row-major, after norm and RoPE
 // k, v               [n_kv_heads, q_len, head_dim]       the window itself
-// k_cache, v_cache   [n_kv_heads, capacity, head_dim]    float32, float16, bytes, or nibbles (head_dim / 2)
+// k_cache, v_cache   [n_kv_heads, capacity, head_dim]    float32, float16, bytes, or nibbles (head_dim / 2),
+//                                                        of which k_lower, v_lower may hold a second plane
 // k_scale, k_low     [n_kv_heads, capacity / k_group, head_dim]   float16, of codes only
 // k_tail             [n_kv_heads, k_group, head_dim]              exact keys behind the last full group
 // v_scale, v_low     [n_kv_heads, capacity, head_dim / v_group]   float16, of codes only
@@ -17,8 +18,10 @@
 // n_rows on are active. As in attention.h, the list of tasks does not depend on the number of threads.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "row_task.h"
@@ -36,6 +39,8 @@ struct SparseArguments {
   const uint16_t *k_scale, *k_low, *v_scale, *v_low;
   const float* k_tail;
   int64_t k_group, v_group;
+  const void *k_lower, *v_lower;  // of kPlanesCache
+  bool is_upper;                  // of kNibbleCache, see KeyCache
   const uint8_t *active, *pages;
   const float *prefix_out, *prefix_lse, *masses;
   float *out, *new_prefix_out, *new_prefix_lse, *new_masses;
@@ -50,11 +55,11 @@ struct RowChunks {
 
 class SparsePlan {
  public:
-  enum { kAttend, kMerge, kMeasure, kPhases };  // each after all tasks of the one before
+  enum { kAttend, kMeasure, kPhases };  // each after all tasks of the one before
 
   // Keeps a copy of the arguments; reuses the memory of earlier plans of the object. Writes the new masses.
   void Build(const SparseArguments& arguments);
-  size_t n_tasks(int phase) const;
+  size_t n_tasks(int phase) const { return phase == kAttend ? tasks_.size() : mass_tasks_.size(); }
   void Run(int phase, size_t index) const;
 
  private:
@@ -68,23 +73,20 @@ class SparsePlan {
     int64_t n_splits;
     size_t first_prefix_task, first_window_task;  // [split][chunk], [chunk]
     float* row_lse;                               // [n_active * group], base 2
-  };
-  struct MergeTask {
-    int64_t kv_head, query_begin, query_end;
-    float* row;  // [head_dim], for results that are not stored
+    float* row;                                   // [head_dim], for results that are not stored
   };
 
   void ChooseRowsAndKeys();
   void AddPrefixTasks(int64_t kv_head);
   void AddWindowTasks(int64_t kv_head);
   void AddMassTasks(int64_t kv_head);
-  void AddMergeTasks();
+  void CountTasks();
   void GiveMemory();
   QueryRows RowsOf(int64_t kv_head) const;
   KeyRange RangeOf(int64_t kv_head, int64_t begin, int64_t end) const;
   void AppendOutsideWindow(int64_t kv_head, int64_t begin, int64_t end, std::vector<KeyRange>* ranges) const;
   KeyCache CacheOf(int64_t kv_head) const;
-  void Merge(const MergeTask& merge) const;
+  void Merge(int64_t kv_head) const;
   float MergeParts(const Head& head, int64_t row, float* out) const;
 
   SparseArguments arguments_{};
@@ -94,8 +96,11 @@ class SparsePlan {
   std::vector<int32_t> rows_;  // chosen and rank of all heads
   std::vector<RowTask> tasks_;
   std::vector<size_t> task_ranges_;  // the first range of each task
+  std::vector<int64_t> task_heads_;
+  // Per kv head the tasks that are not done: who ends the last one merges the head, while its results are near.
+  std::unique_ptr<std::atomic<size_t>[]> n_left_;
+  int64_t n_left_heads_ = 0;
   std::vector<KeyRange> ranges_;
-  std::vector<MergeTask> merges_;
   std::vector<MassTask> mass_tasks_;
   std::vector<size_t> mass_ranges_;  // the first range of each mass task
   std::vector<int64_t> mass_heads_;

@@ -32,14 +32,11 @@ int64_t ChunkOf(const RowChunks& chunks, int64_t row) {
 
 }  // namespace
 
-size_t SparsePlan::n_tasks(int phase) const {
-  return phase == kAttend ? tasks_.size() : phase == kMerge ? merges_.size() : mass_tasks_.size();
-}
-
 void SparsePlan::Run(int phase, size_t index) const {
-  if (phase == kAttend) kernel_->attend(tasks_[index]);
-  if (phase == kMerge) Merge(merges_[index]);
-  if (phase == kMeasure) kernel_->measure(mass_tasks_[index]);
+  if (phase == kMeasure) return kernel_->measure(mass_tasks_[index]);
+  kernel_->attend(tasks_[index]);
+  const int64_t head = task_heads_[index];
+  if (n_left_[head].fetch_sub(1, std::memory_order_acq_rel) == 1) Merge(head);
 }
 
 // The prefix result of one active row, normalised, to `out`; returns its log-sum-exp in base 2.
@@ -63,19 +60,19 @@ float SparsePlan::MergeParts(const Head& head, int64_t row, float* out) const {
   return row_max + std::log2(row_sum);
 }
 
-void SparsePlan::Merge(const MergeTask& merge) const {
+void SparsePlan::Merge(int64_t kv_head) const {
   const SparseArguments& a = arguments_;
-  const Head& head = heads_[merge.kv_head];
+  const Head& head = heads_[kv_head];
   const int64_t group = a.n_heads / a.n_kv_heads, dim = a.head_dim;
-  for (int64_t i = merge.query_begin; i < merge.query_end; ++i) {
+  for (int64_t i = 0; i < std::max(a.q_len, a.n_rows); ++i) {
     for (int64_t g = 0; g < group; ++g) {
-      const int64_t q_head = merge.kv_head * group + g, state = q_head * a.n_rows + i;
+      const int64_t q_head = kv_head * group + g, state = q_head * a.n_rows + i;
       const bool is_stored = i < a.n_rows, is_active = i < a.q_len && head.rank[i] >= 0;
-      const float* prefix = merge.row;
+      const float* prefix = head.row;
       float lse;
       if (is_active) {
         const int64_t row = head.rank[i] * group + g;
-        float* const result = is_stored ? a.new_prefix_out + state * dim : merge.row;
+        float* const result = is_stored ? a.new_prefix_out + state * dim : head.row;
         head.row_lse[row] = MergeParts(head, row, result);
         lse = head.row_lse[row] * kLn2;
         prefix = result;

@@ -14,7 +14,6 @@ constexpr float kLog2E = 1.44269504088896341f;
 constexpr int64_t kWantedTasks = 16;
 constexpr int64_t kMaxTilesPerTask = 4;
 constexpr int64_t kMinKeysPerSplit = 128;
-constexpr int64_t kQueriesPerMerge = 16;
 constexpr int64_t kPagesPerMassTask = 64;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -31,6 +30,7 @@ void SparsePlan::Build(const SparseArguments& arguments) {
   kernel_ = ChosenKernel();
   tasks_.clear();
   task_ranges_.clear();
+  task_heads_.clear();
   ranges_.clear();
   mass_tasks_.clear();
   mass_ranges_.clear();
@@ -39,9 +39,12 @@ void SparsePlan::Build(const SparseArguments& arguments) {
   page_of_range_.clear();
   const SparseArguments& a = arguments_;
   ChooseRowsAndKeys();
-  for (int64_t head = 0; head < a.n_kv_heads; ++head) AddPrefixTasks(head);
-  for (int64_t head = 0; head < a.n_kv_heads; ++head) AddWindowTasks(head);
-  AddMergeTasks();
+  for (int64_t head = 0; head < a.n_kv_heads; ++head) {
+    AddPrefixTasks(head);
+    AddWindowTasks(head);
+    task_heads_.resize(tasks_.size(), head);
+  }
+  CountTasks();
   for (int64_t head = 0; a.measure && head < a.n_kv_heads; ++head) AddMassTasks(head);
   GiveMemory();
 
@@ -189,18 +192,19 @@ void SparsePlan::AddMassTasks(int64_t kv_head) {
   }
 }
 
-void SparsePlan::AddMergeTasks() {
-  const SparseArguments& a = arguments_;
-  const int64_t n_queries = std::max(a.q_len, a.n_rows);
-  merges_.clear();
-  for (int64_t head = 0; head < a.n_kv_heads; ++head)
-    for (int64_t query = 0; query < n_queries; query += kQueriesPerMerge)
-      merges_.push_back({head, query, std::min(query + kQueriesPerMerge, n_queries), nullptr});
+void SparsePlan::CountTasks() {
+  const int64_t n_heads = arguments_.n_kv_heads;
+  if (n_left_heads_ < n_heads) {
+    n_left_.reset(new std::atomic<size_t>[n_heads]);
+    n_left_heads_ = n_heads;
+  }
+  for (int64_t head = 0; head < n_heads; ++head) n_left_[head] = 0;
+  for (const int64_t head : task_heads_) n_left_[head].fetch_add(1, std::memory_order_relaxed);
 }
 
 void SparsePlan::GiveMemory() {
   const SparseArguments& a = arguments_;
-  size_t floats = merges_.size() * a.head_dim;
+  size_t floats = heads_.size() * a.head_dim;
   for (const RowTask& task : tasks_) floats += (task.rows.row_end - task.rows.row_begin) * (a.head_dim + 2);
   for (const Head& head : heads_) floats += head.prefix_rows.n_rows;
   if (memory_.size() < floats) memory_.resize(floats);
@@ -217,7 +221,8 @@ void SparsePlan::GiveMemory() {
   for (int64_t kv_head = 0; kv_head < a.n_kv_heads; ++kv_head) {
     Head& head = heads_[kv_head];
     head.row_lse = next;
-    next += head.prefix_rows.n_rows;
+    head.row = next + head.prefix_rows.n_rows;
+    next = head.row + a.head_dim;
     const size_t n_prefix_tasks = head.n_splits * head.prefix_rows.n_chunks;
     for (size_t i = 0; i < n_prefix_tasks && a.cache_type != kFloatCache; ++i)
       tasks_[head.first_prefix_task + i].cache = &caches_[kv_head];
@@ -228,10 +233,6 @@ void SparsePlan::GiveMemory() {
     task.ranges = page_ranges_.data() + mass_ranges_[i];
     task.pages = page_of_range_.data() + mass_ranges_[i];
     task.cache = a.cache_type != kFloatCache ? &caches_[mass_heads_[i]] : nullptr;
-  }
-  for (MergeTask& merge : merges_) {
-    merge.row = next;
-    next += a.head_dim;
   }
 }
 
@@ -246,6 +247,11 @@ KeyCache SparsePlan::CacheOf(int64_t kv_head) const {
   cache.k = static_cast<const char*>(a.k_cache) + offset;
   cache.v = static_cast<const char*>(a.v_cache) + offset;
   if (a.cache_type == kHalfCache) return cache;
+  if (a.cache_type == kPlanesCache) {
+    cache.k_lower = static_cast<const char*>(a.k_lower) + offset;
+    cache.v_lower = static_cast<const char*>(a.v_lower) + offset;
+  }
+  cache.is_upper = a.is_upper;
   const int64_t k_scales = a.capacity / a.k_group * a.head_dim, v_scales = a.capacity * (a.head_dim / a.v_group);
   cache.k_scale = a.k_scale + kv_head * k_scales;
   cache.k_low = a.k_low + kv_head * k_scales;

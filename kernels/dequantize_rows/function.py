@@ -38,11 +38,7 @@ def function_proto(bits: int, axis: Axis, opset: int = 24) -> onnx.FunctionProto
     its nodes by an attribute: `bits` and `axis` are there for a native kernel, and the overload says them again.
     """
     body = FunctionBody()
-    in_tail, code_rows, tail_rows = _split_rows(body)
-    fields = _unpack(body, body("Gather", "codes", code_rows, axis=0), bits)
-    exact = body("Gather", _never_empty(body), tail_rows, axis=0)
-    decoded = (_scaled_by_row if axis == "token" else _scaled_by_group)(body, fields, code_rows)
-    body("Where", body("Unsqueeze", in_tail, "one"), exact, decoded, name="values")
+    dequantized(body, bits, axis, "values")
     return helper.make_function(
         DOMAIN,
         OPERATOR,
@@ -54,6 +50,15 @@ def function_proto(bits: int, axis: Axis, opset: int = 24) -> onnx.FunctionProto
         overload=overload(bits, axis),
         doc_string=f"rows of {bits}-bit codes with one scale per {axis} and group, in float32",
     )
+
+
+def dequantized(body: FunctionBody, bits: int, axis: Axis, name: str = "") -> str:
+    """float32 [n, width], from the INPUTS by their names."""
+    in_tail, code_rows, tail_rows = _split_rows(body)
+    fields = _unpack(body, body("Gather", "codes", code_rows, axis=0), bits)
+    exact = body("Gather", _never_empty(body), tail_rows, axis=0)
+    decoded = (_scaled_by_row if axis == "token" else _scaled_by_group)(body, fields, code_rows)
+    return body("Where", body("Unsqueeze", in_tail, "one"), exact, decoded, name=name)
 
 
 def _byte(body: FunctionBody, value: int) -> str:

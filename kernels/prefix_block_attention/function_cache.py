@@ -5,9 +5,11 @@ from __future__ import annotations
 from onnx import TensorProto
 
 from dlm_edge.kernels.function_body import FunctionBody
+from dlm_edge.kernels.quantized_pages.planes import BOTH, MIDDLE
 
 PLAIN: tuple[str, ...] = ()
 QUANTIZED = ("k_scale", "k_low", "k_tail", "v_scale", "v_low")
+PLANES = (*QUANTIZED, "k_lower", "v_lower", "planes")
 
 
 def plain_keys_and_values(body: FunctionBody) -> None:
@@ -29,14 +31,31 @@ def int8_keys_and_values(body: FunctionBody) -> None:
 
 def int4_keys_and_values(body: FunctionBody) -> None:
     """As int8_keys_and_values; a byte holds two channels, the even one in the low nibble."""
+    _dequantize(body, _nibbles(body, "k_cache", "v_cache"))
+
+
+def int4x2_keys_and_values(body: FunctionBody) -> None:
+    """As int8_keys_and_values, from codes of which k_cache and v_cache hold the upper nibbles, k_lower and v_lower the
+    lower ones, each as in int4_keys_and_values. Where `planes`, int64 [1], is not BOTH, a lower nibble counts as 7.5."""
+    nibbles = _nibbles(body, "k_cache", "v_cache", "k_lower", "v_lower")
+    read_both = body("Equal", "planes", body.ints("both_planes", BOTH))
+    codes = {}
+    for cache, lower in (("k_cache", "k_lower"), ("v_cache", "v_lower")):
+        rest = body("Where", read_both, body.float32(nibbles[lower]), body.number(MIDDLE))
+        codes[cache] = body("Add", body("Mul", body.float32(nibbles[cache]), body.number(16.0)), rest)
+    _dequantize(body, codes)
+
+
+def _nibbles(body: FunctionBody, *caches: str) -> dict[str, str]:
+    """Of each cache, uint8 [1, n_kv_heads, kv_len, head_dim]."""
     mask, shift = (body("Cast", body.ints(f"nibble_{i}", i), to=TensorProto.UINT8) for i in (15, 4))
     codes = {}
-    for cache in ("k_cache", "v_cache"):
+    for cache in caches:
         packed = body("Unsqueeze", _beginning(body, cache, "kv_len"), "rest")
         halves = (body("BitwiseAnd", packed, mask), body("BitShift", packed, shift, direction="RIGHT"))
         pairs = body("Concat", *halves, axis=-1)
         codes[cache] = body.reshape(pairs, "one", body.dim(cache, 1), "kv_len", body.dim("k", 3))
-    _dequantize(body, codes)
+    return codes
 
 
 def _dequantize(body: FunctionBody, codes: dict[str, str]) -> None:

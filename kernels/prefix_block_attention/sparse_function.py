@@ -30,6 +30,7 @@ OVERLOADS: dict[str, tuple[tuple[str, ...], Callable[[FunctionBody], None]]] = {
     "sparse_fp16": (cache.PLAIN, cache.plain_keys_and_values),
     "int8": (cache.QUANTIZED, cache.int8_keys_and_values),
     "int4": (cache.QUANTIZED, cache.int4_keys_and_values),
+    "int4x2": (cache.PLANES, cache.int4x2_keys_and_values),
 }
 
 

@@ -20,13 +20,15 @@ from dlm_edge.quantized import pack_codes, unpack_codes
 
 Floats = NDArray[np.float32]
 Halves = NDArray[np.float16]
+Scales = Halves | Floats  # float16 as stored; float32 where they are derived from what is stored
 Codes = NDArray[np.uint8]
+LARGEST = 65504.0  # of float16
 
 
 class Quantized(NamedTuple):
     codes: Codes
-    scale: Halves
-    low: Halves
+    scale: Scales
+    low: Scales
 
 
 def quantize_keys(k: Floats, bits: int, group: int) -> Quantized:
@@ -97,12 +99,10 @@ def quantize_groups(values: Floats, bits: int, axis: int) -> Quantized:
     holds has scale 0. Raises JobError: E-NAN for NaN or infinity, E-QUANT for values that float16 cannot hold.
     """
     smallest, largest = values.min(axis).astype(np.float64), values.max(axis).astype(np.float64)
-    if not (np.isfinite(smallest).all() and np.isfinite(largest).all()):
-        raise JobError(
-            "E-NAN", "NaN or infinity was to be stored in the cache", "check the model with `dlm-edge inspect`"
-        )
-    if max(-smallest.min(initial=0), largest.max(initial=0)) > np.finfo(np.float16).max:
-        raise JobError("E-QUANT", "a value beyond float16's range was to be quantized", "export with --cache kv-fp32")
+    check_storable(
+        is_finite=bool(np.isfinite(smallest).all() and np.isfinite(largest).all()),
+        is_half=bool(max(-smallest.min(initial=0), largest.max(initial=0)) <= LARGEST),
+    )
     low = rounded_down(smallest)
     scale = -rounded_down(-(largest - low) / (2**bits - 1))
     divisor = np.where(scale > 0, scale, np.float16(1)).astype(np.float32)
@@ -110,6 +110,16 @@ def quantize_groups(values: Floats, bits: int, axis: int) -> Quantized:
     steps /= np.expand_dims(divisor, axis)
     # Rounding cannot leave 0 ... 2**bits - 1: the grid covers the group, and a quotient is off by 2e-7 of itself.
     return Quantized(np.rint(steps, out=steps).astype(np.uint8), scale, low)
+
+
+def check_storable(*, is_finite: bool, is_half: bool) -> None:
+    """Raises JobError E-NAN or E-QUANT. `is_half`: every value is within the range of float16."""
+    if not is_finite:
+        raise JobError(
+            "E-NAN", "NaN or infinity was to be stored in the cache", "check the model with `dlm-edge inspect`"
+        )
+    if not is_half:
+        raise JobError("E-QUANT", "a value beyond float16's range was to be quantized", "export with --cache kv-fp32")
 
 
 def rounded_down(x: NDArray[np.float64]) -> Halves:

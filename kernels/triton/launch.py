@@ -1,4 +1,4 @@
-"""The operators on PyTorch tensors: which kernels run, in which order, on which grids.
+"""SelectPages and PrefixBlockAttention on PyTorch tensors: which kernels run, in which order, on which grids.
 
 kernels/csrc/cuda_select_pages.cpp and cuda_attention.cpp make the same launches from compiled files. Tensors lie on
 one CUDA device, or on the CPU when Triton interprets. States are rewritten in place.
@@ -18,7 +18,6 @@ from dlm_edge.kernels.triton import tiles
 from dlm_edge.kernels.triton.attend_pages import attend_pages
 from dlm_edge.kernels.triton.attend_window import attend_window
 from dlm_edge.kernels.triton.compaction import compact_rows_and_pages
-from dlm_edge.kernels.triton.dequantize_rows import dequantize_rows as dequantize_rows_kernel
 from dlm_edge.kernels.triton.measure_pages import measure_pages
 from dlm_edge.kernels.triton.page_choice import choose_pages, page_scores
 from dlm_edge.kernels.triton.row_choice import choose_rows, row_movement
@@ -146,30 +145,6 @@ def sparse_attention(
     return _attend(q, k, v, cache, start, cache_len, attn_block, active, pages, measure, state, scale)
 
 
-def dequantize_rows(
-    codes: Tensor,
-    scale: Tensor,
-    low: Tensor,
-    tail: Tensor,
-    rows: Tensor,
-    cache_len: int,
-    *,
-    bits: int,
-    axis: str,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """As kernels/dequantize_rows/reference.py, rounded to `dtype`; rows outside [0, cache_len) are zeros here."""
-    width = codes.shape[1] * 8 // bits
-    group = codes.shape[0] // scale.shape[0] if axis == "channel" else width // scale.shape[1]
-    values = torch.empty((len(rows), width), dtype=dtype, device=codes.device)
-    if values.numel():
-        dequantize_rows_kernel[len(rows), -(-width // tiles.ROW_PART)](
-            codes, scale, low, tail, rows, values, width, group, len(tail), cache_len,
-            BITS=bits, CHANNEL=axis == "channel", BLOCK=tiles.ROW_PART, num_warps=4,
-        )  # fmt: skip
-    return values
-
-
 def _attend(
     q: Tensor,
     k: Tensor,
@@ -241,10 +216,9 @@ def _lists(active: Tensor, pages: Tensor) -> tuple[list[Tensor], Tensor]:
         return torch.empty(shape, dtype=torch.int32, device=active.device)
 
     rows, row_place = integers(n_kv_heads, q_len), integers(n_kv_heads, q_len)
-    slots, slot_place = integers(n_kv_heads, n_slots), integers(n_kv_heads, n_slots)
-    counts = integers(2, n_kv_heads)
+    slots, counts = integers(n_kv_heads, n_slots), integers(2, n_kv_heads)
     compact_rows_and_pages[n_kv_heads, 2](
-        active, pages, rows, row_place, slots, slot_place, counts, q_len, n_slots, BLOCK=tiles.SCAN_BLOCK, num_warps=4
+        active, pages, rows, row_place, slots, counts, q_len, n_slots, BLOCK=tiles.SCAN_BLOCK, num_warps=4
     )
     return [rows, slots, counts], row_place
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
+from dlm_edge.kernels.triton.largest import largest, ordered_bits
+
 
 @triton.jit
 def page_scores(
@@ -53,15 +55,6 @@ def page_scores(
 
 
 @triton.jit
-def ordered_bits(values):
-    """Unsigned integers in the order of the floats; NaN below all, and both zeros the same."""
-    bits = (values + 0.0).to(tl.int32, bitcast=True)
-    signed = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    ordered = signed.to(tl.uint32, bitcast=True) ^ 0x80000000
-    return tl.where(values == values, ordered, tl.zeros_like(ordered))
-
-
-@triton.jit
 def choose_pages(
     scores,  # float32 [n_kv_heads, n_rows, n_slots], n_rows = grid's second number
     active,  # uint8 [n_kv_heads, q_len]
@@ -79,9 +72,7 @@ def choose_pages(
 ):
     """Grid (n_kv_heads, q_len * group), or (n_kv_heads, 1) for scores that all rows share. n_valid is at most BLOCK.
 
-    The n_pages-th largest key is found bit by bit from the top, with 32 counts; then all above it are taken, and of
-    those equal to it the first ones. Several programs may store the same 1. `edge` is the first slot that lies in or
-    behind the window.
+    Several programs may store the same 1. `edge` is the first slot that lies in or behind the window.
     """
     kv_head, row = tl.program_id(0), tl.program_id(1)
     asked = tl.load(active + kv_head * q_len + row // group).to(tl.int32)
@@ -99,16 +90,7 @@ def choose_pages(
     values = tl.load(at_scores, mask=held, other=float("-inf"))
     keys = ordered_bits(tl.where(forced, float("inf"), values))
 
-    wanted = tl.minimum(n_pages, n_valid)
-    threshold = tl.zeros((), tl.uint32)  # becomes the largest one that at least `wanted` keys reach
-    for bit in range(32):
-        candidate = threshold | (tl.full((), 1, tl.uint32) << (31 - bit))
-        reached = tl.sum((held & (keys >= candidate)).to(tl.int32))
-        threshold = tl.where(reached >= wanted, candidate, threshold)
-    above = held & (keys > threshold)
-    equal = (held & (keys == threshold)).to(tl.int32)
-    taken = above | ((equal != 0) & (tl.cumsum(equal, 0) <= wanted - tl.sum(above.to(tl.int32))))
-
+    taken = largest(keys, held, n_pages)
     first = tl.where(one_list != 0, 0, kv_head)
     last = tl.where(one_list != 0, tl.num_programs(0), kv_head + 1)
     for head in range(first, last):

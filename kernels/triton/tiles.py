@@ -5,9 +5,16 @@ from __future__ import annotations
 SCAN_BLOCK = 1024  # flags that one program looks at together
 SLOTS = (1024, 4096, 16384)  # pages with keys that choose_pages is compiled for
 ROW_PART = 512  # values of one row that one program dequantizes
+PRODUCT_COLUMNS, PRODUCT_DEPTH = (
+    128,
+    32,
+)  # of a tile of rematerialise_rows: wide, since every tile decodes its rows anew
 KEYS_PER_SPLIT = 256  # fewer are not worth another partial result
 SMALL_ROWS, LARGE_ROWS = 16, 64  # the tensor cores' least number of rows, and what fills them
+BLOCK_ROWS = (16, 32, 64)  # the same of a block of queries, which is often of 32
 MEASURED_KEYS = 16  # keys of a tile in measure_pages: a page is seldom longer
+MEASURED_BLOCK_KEYS = 32  # the same in measure_blocks
+PATTERN_SLOTS = SLOTS[:2]  # blocks of a sequence that choose_blocks is compiled for
 STATE_ROWS = (128, 1024)  # rows with state that choose_rows is compiled for
 HEAD_DIMS = (64, 128, 256)
 
@@ -19,6 +26,10 @@ def head_block(head_dim: int) -> int:
 
 def row_block(n_rows: int) -> int:
     return SMALL_ROWS if n_rows <= SMALL_ROWS else LARGE_ROWS
+
+
+def block_rows(block_size: int) -> int:
+    return next((rows for rows in BLOCK_ROWS if rows >= block_size), LARGE_ROWS)
 
 
 def key_block(head_block: int, bits: int = 16) -> int:
@@ -48,6 +59,10 @@ def state_block(n_rows: int) -> int:
 
 def slot_block(n_valid: int) -> int:
     return next(size for size in SLOTS if size >= n_valid)
+
+
+def pattern_block(n_slots: int) -> int:
+    return next(size for size in PATTERN_SLOTS if size >= n_slots)
 
 
 def slot_warps(slot_block: int) -> int:

@@ -11,23 +11,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlm_edge.kernels.triton import tiles
+from dlm_edge.kernels.triton.attend_blocks import attend_blocks
 from dlm_edge.kernels.triton.attend_pages import attend_pages
 from dlm_edge.kernels.triton.attend_window import attend_window
-from dlm_edge.kernels.triton.compaction import compact_rows_and_pages
-from dlm_edge.kernels.triton.dequantize_rows import dequantize_rows
+from dlm_edge.kernels.triton.compaction import compact_blocks, compact_rows_and_pages
+from dlm_edge.kernels.triton.dequantize_rows import dequantize_rows, rematerialise_rows
 from dlm_edge.kernels.triton.measure_pages import measure_pages
 from dlm_edge.kernels.triton.page_choice import choose_pages, page_scores
+from dlm_edge.kernels.triton.pattern_choice import choose_blocks, count_pairs, measure_blocks
 from dlm_edge.kernels.triton.row_choice import choose_rows, row_movement
 from dlm_edge.kernels.triton.selection_end import keep_queries
 
 ARCHITECTURES = (80, 86, 89, 90, 120)  # A100, RTX 30, RTX 40, H100, RTX 50
 
-HALVES = "q k v out k_scale k_low v_scale v_low row_scale row_low"
+HALVES = "q k v out k_scale k_low v_scale v_low row_scale row_low weight product"
 FLOATS = (
     "movement page_scale scores stats partial_out partial_lse prefix_out prefix_lse row_lse masses k_tail tail values"
 )
-BYTES = "active pages codes"
-INTEGERS = "row_list row_place page_list page_place counts"
+BYTES = "active pages codes pattern"
+INTEGERS = "row_list row_place page_list block_list counts"
 POINTERS = {
     **dict.fromkeys(HALVES.split(), "*fp16"),
     **dict.fromkeys(FLOATS.split(), "*fp32"),
@@ -39,7 +41,7 @@ POINTERS = {
 NUMBERS = {"scale_log2": "fp32", "drift": "fp32"}  # all others are int32
 SELECTION = (row_movement, page_scores, keep_queries)  # SelectPages has its queries in float32, like their state
 QUERIES = ("q", "q_last", "q_stored")
-DIVISIBLE_BY_16 = ("head_dim",)  # and every pointer
+DIVISIBLE_BY_16 = ("head_dim", "n_in", "n_out")  # and every pointer
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +87,27 @@ class Variant:
 def variants(head_dims: tuple[int, ...] = tiles.HEAD_DIMS) -> Iterator[Variant]:
     """All variants of one architecture."""
     scan = {"BLOCK": tiles.SCAN_BLOCK}
-    yield Variant(compact_rows_and_pages, scan)
+    for kernel in (compact_rows_and_pages, compact_blocks, count_pairs):
+        yield Variant(kernel, scan)
+    for n_slots in tiles.PATTERN_SLOTS:
+        yield Variant(choose_blocks, {"BLOCK": n_slots})
     for n_slots in tiles.SLOTS:
         yield Variant(choose_pages, {"BLOCK": n_slots}, tiles.slot_warps(n_slots))
     for n_rows in tiles.STATE_ROWS:
         yield Variant(choose_rows, {"BLOCK_R": n_rows, **scan}, num_warps=1)
     for bits in (8, 4, 3, 2):
         for channel in (0, 1):
-            yield Variant(dequantize_rows, {"BITS": bits, "CHANNEL": channel, "BLOCK": tiles.ROW_PART})
+            layout = {"BITS": bits, "CHANNEL": channel}
+            yield Variant(dequantize_rows, {**layout, "BLOCK": tiles.ROW_PART})
+            for n_rows in (tiles.SMALL_ROWS, tiles.LARGE_ROWS):
+                yield Variant(rematerialise_rows, {**layout, **_product(n_rows)})
     for head_dim in head_dims:
         yield Variant(row_movement, {"BLOCK_D": head_dim}, num_warps=1)
         yield Variant(keep_queries, {"BLOCK_D": head_dim, **scan})
         for n_rows in (tiles.SMALL_ROWS, tiles.LARGE_ROWS):
             yield from _of_shape(head_dim, n_rows)
+        for n_rows in tiles.BLOCK_ROWS:
+            yield from _of_blocks(head_dim, n_rows)
 
 
 def _of_shape(head_dim: int, n_rows: int) -> Iterator[Variant]:
@@ -112,6 +122,17 @@ def _of_shape(head_dim: int, n_rows: int) -> Iterator[Variant]:
     for bits in (16, 8, 4):
         constants = {"BITS": bits, **_constants(head_dim, n_rows), "BLOCK_N": tiles.MEASURED_KEYS}
         yield Variant(measure_pages, constants, num_stages=tiles.stages(head_dim, bits))
+
+
+def _of_blocks(head_dim: int, n_rows: int) -> Iterator[Variant]:
+    for listed in (0, 1):
+        constants = {"LISTED": listed, **_constants(head_dim, n_rows)}
+        yield Variant(attend_blocks, constants, tiles.warps(head_dim, n_rows))
+    yield Variant(measure_blocks, {**_constants(head_dim, n_rows), "BLOCK_N": tiles.MEASURED_BLOCK_KEYS})
+
+
+def _product(n_rows: int) -> dict[str, int]:
+    return {"BLOCK_M": n_rows, "BLOCK_N": tiles.PRODUCT_COLUMNS, "BLOCK_K": tiles.PRODUCT_DEPTH}
 
 
 def _constants(head_dim: int, n_rows: int, bits: int = 16) -> dict[str, int]:

@@ -14,7 +14,7 @@ import msgspec
 
 from dlm_edge.families.spec import ModelSpec
 from dlm_edge.kernels.quantized_pages.reference import Floats
-from dlm_edge.runtime.layouts.parts import Array, FloatRows, Part
+from dlm_edge.runtime.layouts.parts import Array, ChannelGroups, FloatRows, Part, TokenGroups
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,29 @@ class Layout:
         for part, rows in zip(parts, self._transform(layer, values), strict=True):
             part.append(start, rows)
         self._ends[layer] = start + length
+
+    def empty_codes(self, layer: int, length: int) -> dict[str, Array]:
+        """Arrays [lead, rows, ...] for what QuantizeRows makes of `length` rows, by the names of `buffers`."""
+        parts = self._coded(layer).items()
+        return {f"{prefix}_{name}": array for prefix, part in parts for name, array in part.empty_codes(length).items()}
+
+    def append_codes(self, layer: int, start: int, arrays: Mapping[str, Array]) -> None:
+        """As `append`, from the filled arrays of `empty_codes`. Only for layouts of codes.
+
+        `start` is a multiple of the group where a scale is one of a channel.
+        """
+        assert start == self._ends[layer], "rows are appended where the layer ends"
+        lengths = set()
+        for prefix, part in self._coded(layer).items():
+            lengths.add(part.append_codes(start, {name: arrays[f"{prefix}_{name}"] for name in part.empty_codes(0)}))
+        (length,) = lengths
+        self._ends[layer] = start + length
+
+    def _coded(self, layer: int) -> dict[str, TokenGroups | ChannelGroups]:
+        parts = self._layers[layer].items()
+        coded = {prefix: part for prefix, part in parts if isinstance(part, (TokenGroups, ChannelGroups))}
+        assert len(coded) == len(parts), "a layout of plain floats"
+        return coded
 
     def extend(self, end: int) -> None:
         """Say that the graph itself has written up to `end` in every layer: only for layouts of plain floats."""

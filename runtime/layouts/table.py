@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from dlm_edge.errors import UsageProblem
+from dlm_edge.nearest import nearest
 from dlm_edge.runtime.layouts.grouping import check_group
 from dlm_edge.runtime.layouts.kv import float_kv, quantized_kv
 from dlm_edge.runtime.layouts.layout import CacheShape, Layout
@@ -23,6 +24,7 @@ Form = Literal["none", "float", "kv", "x", "latent", "deltas"]
 class LayoutKind:
     form: Form
     bits: int  # of a stored value; in "deltas" of the layers above the base
+    has_planes: bool = False  # codes in two planes: each run says how many of them it reads
 
 
 # Two float16 numbers a group: with 128 a quarter of a bit per value, as in XQuant (arXiv 2508.10395). The divergence of
@@ -34,6 +36,7 @@ LAYOUTS: dict[str, LayoutKind] = {
     "kv-fp32": LayoutKind("float", 32),
     "kv-fp16": LayoutKind("float", 16),
     "kv-int8": LayoutKind("kv", 8),
+    "kv-int4x2": LayoutKind("kv", 8, has_planes=True),
     "kv-int4": LayoutKind("kv", 4),
     "x-int8": LayoutKind("x", 8),
     "x-int4": LayoutKind("x", 4),
@@ -52,7 +55,7 @@ LAYOUTS: dict[str, LayoutKind] = {
 def layout_kind(name: str) -> LayoutKind:
     """E-PARAM for a name that is not in the table."""
     if name not in LAYOUTS:
-        raise UsageProblem("E-PARAM", f"{name!r} is no cache layout", f"choose one of {', '.join(LAYOUTS)}")
+        raise UsageProblem("E-PARAM", f"{name!r} is no cache layout", nearest(name, LAYOUTS))
     return LAYOUTS[name]
 
 
@@ -92,7 +95,7 @@ def open_layout(
     if kind.form == "float":
         return float_kv(name, shape, capacity, np.float32 if kind.bits == 32 else np.float16)
     if kind.form == "kv":
-        return quantized_kv(name, shape, capacity, kind.bits, group)
+        return quantized_kv(name, shape, capacity, kind.bits, group, planes=kind.has_planes)
     if kind.form == "x":
         return x_rows(name, shape, capacity, kind.bits, group)
     if kind.form == "latent":

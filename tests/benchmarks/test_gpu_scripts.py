@@ -34,6 +34,44 @@ def test_the_workloads_steps_are_right(bits, step):
 
 
 @needs_triton
+@pytest.mark.parametrize("by_latents", [True, False])
+def test_the_rows_that_are_timed_are_right(by_latents):
+    from benchmarks.gpu.correctness import check_rows
+    from benchmarks.gpu.row_steps import RowShape
+
+    rows = check_rows("cpu", [RowShape("small", 48, 32, by_latents, 150, 9)])
+    assert len(rows) == 8 and all(row["ok"] for row in rows)
+
+
+@needs_triton
+@pytest.mark.filterwarnings("ignore:(divide by zero|invalid value):RuntimeWarning")
+def test_the_sequences_that_are_timed_are_right():
+    from benchmarks.gpu.correctness import check_sequences
+    from benchmarks.gpu.pattern_steps import SequenceShape
+
+    rows = check_sequences("cpu", [SequenceShape("small", 2, 1, 32, 50, 16)])
+    assert [row["step"] for row in rows] == ["whole dense", "whole measured", "whole sparsed"]
+    assert all(row["ok"] for row in rows)
+
+
+@needs_triton
+@pytest.mark.filterwarnings("ignore:(divide by zero|invalid value):RuntimeWarning")
+def test_a_wrong_row_or_pattern_would_be_noticed():
+    from benchmarks.gpu.correctness import ROW_TOLERANCE, TOLERANCE
+    from benchmarks.gpu.pattern_steps import PatternWork, SequenceShape
+    from benchmarks.gpu.row_steps import RowShape, RowWork
+
+    rows = RowWork(RowShape("small", 48, 32, True, 150, 9), 4, "cpu")
+    made = rows.step
+    rows.step = lambda name: [each * 1.01 for each in made(name)]
+    assert rows.error("rows fused") > ROW_TOLERANCE
+    whole = PatternWork(SequenceShape("small", 2, 1, 32, 50, 16), "cpu")
+    attended = whole.step
+    whole.step = lambda name: attended(name) * 1.01
+    assert whole.error("whole dense") > TOLERANCE
+
+
+@needs_triton
 @pytest.mark.filterwarnings("ignore:(divide by zero|invalid value):RuntimeWarning")
 def test_a_wrong_kernel_would_be_noticed():
     from benchmarks.gpu.correctness import TOLERANCE, step_error

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from dlm_edge.checkpoint import open_checkpoint
 from dlm_edge.errors import InputFileError
-from dlm_edge.quantized import dequantize, pack
+from dlm_edge.quantized import dequantize, pack, pack_codes
 from tests.packed_folder import WEIGHTS, pack_folder, random_codebook, random_tensor
 from tests.tiny import make_checkpoint
 
@@ -48,6 +48,15 @@ def test_every_grid_is_read(tmp_path, bits, zero, factor):
     parts = {n: t for n, t in load_file(tmp_path / WEIGHTS).items() if n.startswith(NAME)}
     assert checkpoint.stored_bytes(UP) == sum(part.nbytes for part in parts.values())
     assert parts[NAME + "_packed"].nbytes == 128 * 64 * bits // 8
+
+
+def test_zeros_of_three_bits_that_earlier_versions_stored_in_four_are_read(tmp_path):
+    tensor = random_tensor((128, 64), 3, 8, "integer")
+    pack_folder(make_checkpoint(tmp_path, "sdar"), {UP: tensor})
+    stored = load_file(tmp_path / WEIGHTS)
+    assert stored[NAME + "_zero"].shape == (128, 3)
+    save_file(stored | {NAME + "_zero": pack_codes(tensor.zeros, 4)}, tmp_path / WEIGHTS)
+    check_weight(tmp_path, tensor)
 
 
 @pytest.mark.parametrize("form", ["nf4", "fp4"])

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 import dlm_edge
-from dlm_edge import conversion, files
+from dlm_edge import converted_folder, files
 from dlm_edge.checkpoint import open_checkpoint
 from dlm_edge.checkpoint.formats.imatrix import read_imatrix, write_imatrix
 from dlm_edge.cli.program import main
 from dlm_edge.conversion import FORMATS, convert
 from dlm_edge.errors import DlmEdgeError
 from dlm_edge.files import FileCalls
-from dlm_edge.journal import recover
 from dlm_edge.quantized import OutlierColumns, PackedWeight, QuantizedTensor, pack
+from dlm_edge.work_folder import recover
 from tests.core.faulty_files import FaultyCalls, Killed
 from tests.foreign import linear_roles, random_codebook, random_weight
 from tests.packed_folder import pack_folder
@@ -89,7 +89,7 @@ def test_llada_with_packed_embedding_and_head(tmp_path: Path, format: str) -> No
 
 def test_large_checkpoints_are_written_in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_packed(tmp_path / "ours", "dream", symmetric=True)
-    monkeypatch.setattr(conversion, "SHARD_BYTES", 30_000)
+    monkeypatch.setattr(converted_folder, "SHARD_BYTES", 30_000)
     convert(source, tmp_path / "theirs", format="gptq")
     assert len(list((tmp_path / "theirs").glob("model-*-of-*.safetensors"))) > 3
     assert_equal_weights(source, tmp_path / "theirs")

@@ -8,8 +8,9 @@ import pytest
 
 from dlm_edge import files
 from dlm_edge.errors import DlmEdgeError
-from dlm_edge.journal import JOURNAL, WorkFolder, read_journal
+from dlm_edge.journal import JOURNAL, read_journal
 from dlm_edge.quantized import RECORD_NAME
+from dlm_edge.work_folder import WorkFolder
 from tests.core.faulty_files import FaultyCalls, Killed
 
 KEYS = ("one", "two", "three")

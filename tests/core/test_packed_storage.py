@@ -13,9 +13,12 @@ from dlm_edge.packed_storage import (
     from_parts,
     from_planes,
     narrowest,
+    pack_zeros,
     part_shapes,
     to_parts,
     to_planes,
+    unpack_zeros,
+    zero_bytes,
 )
 from dlm_edge.quantized import PackedWeight, QuantizedTensor, dequantize, pack_codes
 from tests.packed_folder import random_codebook, random_tensor, record_of
@@ -29,8 +32,8 @@ def check_round_trip(tensor: PackedWeight) -> None:
     record, parts = record_of("w", tensor), to_parts(tensor)
     expected = part_shapes(record, tensor.shape)
     assert set(parts) == set(expected) <= set(SUFFIXES)
-    for suffix, (dtypes, shape) in expected.items():
-        assert parts[suffix].shape == shape, suffix
+    for suffix, (dtypes, shapes) in expected.items():
+        assert parts[suffix].shape == shapes[0], suffix
         assert SAFETENSORS[parts[suffix].dtype.name] in dtypes, suffix
     rows, columns = tensor.shape
     for first, last in [(0, rows), (0, 1), (rows - 1, rows), (rows // 2, rows)]:
@@ -55,7 +58,7 @@ def assert_equal(one: PackedWeight, other: PackedWeight) -> None:
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("group_size", [8, 16, 24, 32, 64, 128])
-@pytest.mark.parametrize("groups", [1, 2, 3, 5, 9])  # odd numbers leave the last byte of packed zeros half filled
+@pytest.mark.parametrize("groups", [1, 2, 3, 5, 7, 9, 11])  # odd numbers leave bytes of packed zeros half filled
 @pytest.mark.parametrize("zero", ["symmetric", "integer", "float"])
 def test_every_grid_comes_back(bits, group_size, groups, zero):
     for rows in (1, 3, 8):
@@ -84,6 +87,31 @@ def test_three_bits_take_three_bits():
     np.testing.assert_array_equal(from_planes(planes), pack_codes(codes, 4))
     low_then_high = [0b11_10_01_00, 0b11_10_01_00, 0b1111_0000]  # codes 0 ... 7 in order
     assert planes[0].tolist() == low_then_high
+
+
+@pytest.mark.parametrize("groups", range(1, 41))
+def test_zeros_of_three_bits_take_no_more_than_planes_or_container(groups):
+    tensor = random_tensor((4, groups * 8), 3, 8, "integer")
+    stored = to_parts(tensor)["_zero"]
+    low, high, container = -(-groups // 4), -(-groups // 8), -(-groups // 2)
+    assert stored.shape == (4, zero_bytes(groups, 3)) == (4, min(low + high, container))
+    np.testing.assert_array_equal(unpack_zeros(stored, groups, 3), tensor.zeros)
+    if groups % 8 == 0:
+        assert 8 * stored.shape[1] == 3 * groups
+
+
+@pytest.mark.parametrize("groups", [1, 6, 7, 8, 24, 33])
+def test_zeros_of_three_bits_in_four_are_read_as_before(groups):
+    tensor = random_tensor((3, groups * 16), 3, 16, "integer")
+    parts = to_parts(tensor) | {"_zero": pack_codes(tensor.zeros, 4)}
+    _, shapes = part_shapes(record_of("w", tensor), tensor.shape)["_zero"]
+    assert parts["_zero"].shape in shapes
+    assert_equal(from_parts(record_of("w", tensor), groups * 16, parts.__getitem__), tensor)
+
+
+def test_zeros_lie_in_planes_as_codes_do():
+    zeros = np.arange(8, dtype=np.uint8)[None]
+    np.testing.assert_array_equal(pack_zeros(zeros, 3), to_planes(pack_codes(zeros, 4)))
 
 
 def test_scales_that_float16_cannot_hold_stay_in_float32():

@@ -246,7 +246,7 @@ def test_any_failing_write_keeps_the_old_bundle(made, tmp_path, monkeypatch):
 
 def open_or_recover(folder):
     """Between the two renames the old bundle stands under its rescue name until the next run puts it back."""
-    from dlm_edge.journal import recover
+    from dlm_edge.work_folder import recover
 
     recover(folder)
     open_bundle(folder, verify_hashes=True)

@@ -88,6 +88,17 @@ def test_int8_activations_inside_the_kernel_are_near(checkpoint, bits, zero):
     assert 1e-4 < relative_error(y, product(x, tensor)) <= INT8_TOLERANCE
 
 
+@pytest.mark.parametrize("zero", ZEROS)
+@pytest.mark.parametrize("bits", BITS)
+def test_activations_that_do_not_bear_rounding_are_never_rounded(checkpoint, bits, zero):
+    tensor = random_tensor((96, 512), bits, 64, zero)
+    x = inputs(tensor, rows=32)
+    x[:, ::64] *= 1000  # in every block
+    y, node = run_linear(checkpoint, tensor, x, FAST, activations="exact")
+    assert (node["accuracy_level"], node["activations"]) == (0, "float")
+    assert relative_error(y, product(x, tensor)) <= TOLERANCE
+
+
 @pytest.mark.parametrize(("bits", "level"), [(2, 0), (3, 0), (4, 0), (8, 4)])
 def test_the_second_mlp_linear_keeps_its_activations(checkpoint, bits, level):
     """8 bits have no fast kernel that does."""

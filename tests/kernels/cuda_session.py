@@ -1,4 +1,5 @@
-"""Run as a script: SelectPages and PrefixBlockAttention, or DequantizeRows, in one session of the CUDA provider, with stub libraries.
+"""Run as a script: SelectPages and PrefixBlockAttention, or one of the other operators, in one session of the CUDA provider,
+with stub libraries.
 
     python cuda_session.py LIBRARY_FOLDER CASE_JSON
 
@@ -36,6 +37,7 @@ SELECT = [
 WINDOW = ["q", "k", "v", "k_cache", "v_cache", "start", "cache_len", "attn_block"]
 STATE = ["active", "pages", "policy", "prefix_out", "prefix_lse", "masses"]
 ROWS = ["codes", "scale", "low", "tail", "rows", "cache_len"]
+PATTERN = ["q", "k", "v", "policy", "pattern"]
 SCALES = ["k_scale", "k_low", "k_tail", "v_scale", "v_low"]
 STATS, OUT = "stats", "out"
 
@@ -69,7 +71,7 @@ def rows_inputs_of(case: dict) -> dict[str, np.ndarray]:
     """DequantizeRows: `page` rows share a scale, or 16 values of one row."""
     by_channel, width, capacity = case["axis"] == "channel", case["dim"], case["slots"] * case["page"]
     scales = (case["slots"], width) if by_channel else (capacity, width // 16)
-    return {
+    found = {
         "codes": np.zeros((capacity, width * case["bits"] // 8), np.uint8),
         "scale": np.zeros(scales, np.float16),
         "low": np.zeros(scales, np.float16),
@@ -77,16 +79,33 @@ def rows_inputs_of(case: dict) -> dict[str, np.ndarray]:
         "rows": np.arange(case["q_len"]),
         "cache_len": np.array([case["cache_len"]]),
     }
+    if case["overload"] == "rematerialise":
+        found["weight"] = np.zeros((width, case["n_out"]), np.float16)
+    return found
+
+
+def pattern_inputs_of(case: dict) -> dict[str, np.ndarray]:
+    found = {name: array for name, array in inputs_of({**case, "slots": 0}).items() if name in PATTERN}
+    return found | {"pattern": np.zeros((case["heads"], case["slots"], case["slots"]), np.uint8)}
+
+
+def given(case: dict) -> dict[str, np.ndarray]:
+    makers = {"rows": rows_inputs_of, "rematerialise": rows_inputs_of, "pattern": pattern_inputs_of}
+    return makers.get(case["overload"], inputs_of)(case)
 
 
 def model_of(case: dict, inputs: dict[str, np.ndarray]) -> bytes:
     values = [helper.make_tensor_value_info(n, TYPES[x.dtype], x.shape) for n, x in inputs.items()]
     domain = {"domain": kernels.DOMAIN}
     out_type = TensorProto.FLOAT16
-    if case["overload"] == "rows":
-        out_type = TensorProto.FLOAT
-        attributes = {"bits": case["bits"], "axis": case["axis"]}
-        nodes = [helper.make_node("DequantizeRows", ROWS, [OUT], **domain, **attributes)]
+    if case["overload"] in ("rows", "rematerialise"):
+        out_type = TensorProto.FLOAT if case["overload"] == "rows" else TensorProto.FLOAT16
+        name, names = (
+            ("DequantizeRows", ROWS) if case["overload"] == "rows" else ("RematerialiseRows", [*ROWS, "weight"])
+        )
+        nodes = [helper.make_node(name, names, [OUT], **domain, bits=case["bits"], axis=case["axis"])]
+    elif case["overload"] == "pattern":
+        nodes = [helper.make_node("PatternAttention", PATTERN, [OUT, "pattern_out", STATS], **domain)]
     elif case["overload"] == "dense":
         nodes = [helper.make_node("PrefixBlockAttention", WINDOW, [OUT], **domain, overload="dense")]
     else:
@@ -105,7 +124,7 @@ def model_of(case: dict, inputs: dict[str, np.ndarray]) -> bytes:
 
 def main(folder: str, case_text: str) -> None:
     case = json.loads(case_text)
-    inputs = (rows_inputs_of if case["overload"] == "rows" else inputs_of)(case)
+    inputs = given(case)
     model = model_of(case, inputs)
     inputs |= {name: np.array(value, inputs[name].dtype) for name, value in case.get("wrong", {}).items()}
     options = ort.SessionOptions()

@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton", reason="needs Triton: pip install triton")  # interpreting: tests/conftest.py
 
-from dlm_edge.kernels.triton import launch  # noqa: E402
+from dlm_edge.kernels.triton import launch, launch_pattern, launch_rows  # noqa: E402
 
 
 def tensor(array: np.ndarray) -> torch.Tensor:
@@ -20,4 +20,4 @@ def normal(rng: np.random.Generator, dtype: type, *shape: int) -> np.ndarray:
     return rng.standard_normal(shape).astype(dtype)
 
 
-__all__ = ["launch", "normal", "tensor", "torch"]
+__all__ = ["launch", "launch_pattern", "launch_rows", "normal", "tensor", "torch"]

@@ -20,7 +20,7 @@ import pytest
 
 from dlm_edge import kernels
 from tests.kernels import cuda_session, stub_cuda_libraries
-from tests.kernels.interpreted import launch, torch
+from tests.kernels.interpreted import launch, launch_pattern, launch_rows, torch
 
 pytestmark = [
     pytest.mark.skipif(bool(stub_cuda_libraries.missing_tools()), reason=stub_cuda_libraries.missing_tools()),
@@ -49,6 +49,17 @@ CASES = {
     "wide": {"dim": 256, "heads": 2, "q_len": 5, "rows": 3, "policy": [1, 2**40, 99, 1, 1, 1, 1, 1, 16]},
     "no-prefix": {"start": 0, "cache_len": 0},
     "prefill": {"q_len": 200, "heads": 4, "start": 40, "cache_len": 40, "policy": [0, 4, 5, 1, 1, 0, 0, 0, 16]},
+}
+PATTERNS = {  # policy: mode, blocks kept of the prompt and of the others, blocks of the prompt, ..., block size
+    "dense": {"policy": [0, 2, 3, 2, 1, 0, 0, 0, 16]},
+    "keep": {"policy": [4, 2, 3, 2, 1, 0, 0, 0, 16]},
+    "reuse": {"policy": [3, 2, 3, 2, 1, 0, 0, 0, 16]},
+    "keep-everything": {"policy": [4, 2**40, 2**40, 2, 1, 0, 0, 0, 128], "dim": 80, "slots": 2},
+    "usual-blocks": {"policy": [3, 2, 3, 2, 1, 0, 0, 0, 32]},
+    "usual-blocks-kept": {"policy": [4, 2, 3, 2, 1, 0, 0, 0, 32]},
+    "large-blocks": {"policy": [3, 2, 3, 2, 1, 0, 0, 0, 100], "dim": 256, "heads": 2, "kv": 1},
+    "one-block": {"policy": [4, 2, 3, 2, 1, 0, 0, 0, 4096], "slots": 1, "dim": 64},
+    "one-block-reused": {"policy": [3, 2, 3, 2, 1, 0, 0, 0, 2**40], "slots": 1200, "heads": 2},
 }
 
 
@@ -123,16 +134,22 @@ def encoded(kind: str, value: Any) -> Any:
 def expected_launches(case: dict, monkeypatch: pytest.MonkeyPatch) -> list:
     """What kernels/triton/launch.py does for the same inputs."""
     launches: list = []
-    for name in list(vars(launch)):
-        if hasattr(vars(launch)[name], "arg_names"):
-            monkeypatch.setattr(launch, name, Recorder(vars(launch)[name], launches))
+    for module in (launch, launch_pattern, launch_rows):
+        for name, kernel in list(vars(module).items()):
+            if hasattr(kernel, "arg_names"):
+                monkeypatch.setattr(module, name, Recorder(kernel, launches))
     monkeypatch.setattr(launch, "processor_count", lambda tensor: PROCESSORS)
     case = {**BASE, **case}
-    if case["overload"] == "rows":
-        tensors = [torch.from_numpy(array) for array in cuda_session.rows_inputs_of(case).values()]
-        launch.dequantize_rows(*tensors[:5], case["cache_len"], bits=case["bits"], axis=case["axis"])
+    x = {name: torch.from_numpy(array) for name, array in cuda_session.given(case).items()}
+    if case["overload"] in ("rows", "rematerialise"):
+        run = launch_rows.rematerialise_rows if "weight" in x else launch_rows.dequantize_rows
+        more = [x["weight"]] if "weight" in x else []
+        tensors = [x[name] for name in cuda_session.ROWS[:5]]
+        run(*tensors, case["cache_len"], *more, bits=case["bits"], axis=case["axis"])
         return launches
-    x = {name: torch.from_numpy(array) for name, array in cuda_session.inputs_of(case).items()}
+    if case["overload"] == "pattern":
+        launch_pattern.pattern_attention(x["q"], x["k"], x["v"], launch.Policy(*case["policy"]), x["pattern"])
+        return launches
     numbers = (case["start"], case["cache_len"])
     window = (x["q"], x["k"], x["v"])
     if case["overload"] == "dense":
@@ -195,9 +212,13 @@ def assert_pointers_agree(made: list, expected: list) -> None:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_the_library_launches_what_python_launches(case, stubs, library, tmp_path, monkeypatch):
     q_len, width = {**BASE, **case}["q_len"], {**BASE, **case}["heads"] * {**BASE, **case}["dim"]
-    log = tmp_path / "launches"
-    assert run_case(case, stubs, library, log) == f"ran CUDAExecutionProvider [1, {q_len}, {width}]"
-    made, expected = made_launches(log), expected_launches(case, monkeypatch)
+    assert_same_launches(case, [1, q_len, width], stubs, library, tmp_path / "launches", monkeypatch)
+
+
+def assert_same_launches(case: dict, shape: list[int], stubs: Path, library: Path, log: Path, monkeypatch) -> None:
+    assert run_case(case, stubs, library, log) == f"ran CUDAExecutionProvider {shape}"
+    made = made_launches(log) if log.exists() else []
+    expected = expected_launches(case, monkeypatch)
     assert numbers(made) == numbers(expected)
     assert_pointers_agree(made, expected)
 
@@ -205,11 +226,22 @@ def test_the_library_launches_what_python_launches(case, stubs, library, tmp_pat
 @pytest.mark.parametrize("axis", ["token", "channel"])
 @pytest.mark.parametrize("bits", [8, 4, 3, 2])
 def test_rows_are_dequantized_by_the_kernel_of_their_layout(bits, axis, stubs, library, tmp_path, monkeypatch):
-    case, log = {"overload": "rows", "bits": bits, "axis": axis, "dim": 1024}, tmp_path / "launches"
-    assert run_case(case, stubs, library, log) == "ran CUDAExecutionProvider [16, 1024]"
-    made, expected = made_launches(log), expected_launches(case, monkeypatch)
-    assert numbers(made) == numbers(expected)
-    assert_pointers_agree(made, expected)
+    case = {"overload": "rows", "bits": bits, "axis": axis, "dim": 1024}
+    assert_same_launches(case, [16, 1024], stubs, library, tmp_path / "launches", monkeypatch)
+
+
+@pytest.mark.parametrize("n", [0, 16, 70])
+@pytest.mark.parametrize(("bits", "axis"), [(8, "token"), (4, "channel"), (3, "token"), (2, "channel")])
+def test_rows_are_rematerialised_by_the_kernel_of_their_layout(bits, axis, n, stubs, library, tmp_path, monkeypatch):
+    case = {"overload": "rematerialise", "bits": bits, "axis": axis, "dim": 320, "n_out": 240, "q_len": n}
+    assert_same_launches(case, [n, 240], stubs, library, tmp_path / "launches", monkeypatch)
+
+
+@pytest.mark.parametrize("case", PATTERNS.values(), ids=PATTERNS)
+def test_patterns_are_launched_as_python_does(case, stubs, library, tmp_path, monkeypatch):
+    case = {"overload": "pattern", "q_len": 190, "slots": 12, **case}
+    width = {**BASE, **case}["heads"] * {**BASE, **case}["dim"]
+    assert_same_launches(case, [1, 190, width], stubs, library, tmp_path / "launches", monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -221,6 +253,19 @@ def test_rows_are_dequantized_by_the_kernel_of_their_layout(bits, axis, stubs, l
         ({"dim": 72}, "multiple of 16"),
         ({"policy": [9, 4, 5, 1, 1, 0, 0, 0, 16]}, "policy has mode 9"),
         ({"rows": 1025, "q_len": 1025}, "at most 1024 rows"),
+        ({"overload": "rematerialise", "axis": "token", "bits": 4, "dim": 72, "n_out": 64}, "multiples of 16"),
+        ({"overload": "rematerialise", "axis": "token", "bits": 4, "n_out": 0}, "multiples of 16"),
+        ({"overload": "rematerialise", "axis": "rows", "bits": 4, "n_out": 64}, "axis is 'rows'"),
+        ({"overload": "rows", "axis": "token", "bits": 5}, "bits is 5"),
+        ({"overload": "pattern", "policy": [1, 2, 3, 2, 1, 0, 0, 0, 16]}, "policy has mode 1"),
+        (
+            {"overload": "pattern", "q_len": 200, "slots": 12, "policy": [0, 2, 3, 2, 1, 0, 0, 0, 16]},
+            "pattern has 12 slots",
+        ),
+        (
+            {"overload": "pattern", "slots": 4097, "heads": 2, "policy": [4, 2, 3, 2, 1, 0, 0, 0, 16]},
+            "at most 4096 slots",
+        ),
         ({"slots": 20000, "page": 1, "policy": [1, 4, 5, 1, 1, 0, 0, 0, 1], "cache_len": 17000}, "use larger pages"),
     ],
 )

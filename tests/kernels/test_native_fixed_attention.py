@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dlm_edge import kernels
+from dlm_edge.kernels.quantized_pages.planes import split_codes
 from dlm_edge.kernels.select_pages.reference import DENSE_KEEP
 from tests.kernels import native_operators as native
 from tests.kernels.test_native_sparse_attention import Case, assert_matches, expected_of, make_inputs, run
@@ -15,7 +16,7 @@ from tests.kernels.test_native_sparse_attention import Case, assert_matches, exp
 pytestmark = pytest.mark.skipif(kernels.library_path() is None, reason="the native library is not built")
 
 CASE = Case(8, 2, 16, 128, 500, 500, 32, 16, 16, 16, active=1.0, pages=1.0)
-CODES = ["int8", "int4"]
+CODES = ["int8", "int4", "int4x2", "int4x2-upper"]
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +29,10 @@ def in_integers():
 
 def attend(case: Case, overload: str, inputs: native.Arrays) -> native.Arrays:
     outputs = native.SPARSE_OUTPUTS
-    return run(native.session("PrefixBlockAttention", inputs, outputs, overload=overload, scale=case.scale), inputs)
+    return run(
+        native.session("PrefixBlockAttention", inputs, outputs, overload=overload.split("-")[0], scale=case.scale),
+        inputs,
+    )
 
 
 @pytest.mark.parametrize("overload", CODES)
@@ -66,12 +70,14 @@ def test_the_longest_keys_do_not_overflow(head_dim, overload):
     """Every key is as long as its codes allow and parallel to the queries, half of them the other way round."""
     case = replace(CASE, head_dim=head_dim, cache_len=480, start=480)  # no exact keys
     inputs = make_inputs(case, overload, DENSE_KEEP)
-    ends = 255 if overload == "int8" else 15
+    ends = 15 if overload == "int4" else 255
     sign = np.where(np.arange(head_dim) % 3 == 0, -1, 1)
     away = np.where(np.arange(case.capacity) % 2 == 0, -1, 1)[:, None] * sign
     codes = np.where(away > 0, ends, 0).astype(np.uint8)
     if overload == "int4":
         codes = codes[:, ::2] | codes[:, 1::2] << 4
+    if "planes" in inputs:
+        codes, inputs["k_lower"][:] = split_codes(codes)
     inputs["k_cache"][:] = codes
     inputs["k_scale"][:] = 16 / ends
     inputs["k_low"][:] = -8
@@ -83,11 +89,13 @@ def test_the_longest_keys_do_not_overflow(head_dim, overload):
 def test_negative_scales_zero_scales_and_huge_queries(overload):
     inputs = make_inputs(CASE, overload, DENSE_KEEP)
     expected = attend(CASE, overload, inputs)
-    largest = 255 if overload == "int8" else 15
+    largest = 15 if overload == "int4" else 255
     for side in ("k", "v"):  # code -> largest - code, the same numbers from the other end
         codes, scale, low = (inputs[f"{side}_{part}"] for part in ("cache", "scale", "low"))
         inputs[f"{side}_low"] = (low.astype(np.float32) + largest * scale.astype(np.float32)).astype(np.float16)
         inputs[f"{side}_cache"], inputs[f"{side}_scale"] = ~codes, -scale
+        if "planes" in inputs:
+            inputs[f"{side}_lower"] = ~inputs[f"{side}_lower"]
     inputs["k_scale"][0, 0, 3, 5] = inputs["v_scale"][0, 0, 40] = 0
     inputs["k_scale"][0, 1, 2], inputs["k_low"][0, 1, 2] = 0, 0
     assert_matches(CASE, inputs, attend(CASE, overload, inputs), expected_of(CASE, inputs))

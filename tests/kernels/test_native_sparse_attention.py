@@ -11,6 +11,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from dlm_edge import kernels
 from dlm_edge.kernels.prefix_block_attention.reference import SparseResult, sparse_prefix_block_attention
+from dlm_edge.kernels.quantized_pages.planes import BOTH, UPPER, Planes, dequantize_planes, split_codes
 from dlm_edge.kernels.quantized_pages.reference import Quantized, dequantize_cache, quantize_keys, quantize_values
 from dlm_edge.kernels.select_pages.reference import DENSE, DENSE_KEEP
 from tests.kernels import native_operators as native
@@ -18,7 +19,8 @@ from tests.kernels import native_operators as native
 pytestmark = pytest.mark.skipif(kernels.library_path() is None, reason="the native library is not built")
 
 FULL = 2**40
-OVERLOADS = ["sparse", "sparse_fp16", "int8", "int4"]
+PLANES = {"int4x2": BOTH, "int4x2-upper": UPPER}  # forms of one overload
+OVERLOADS = ["sparse", "sparse_fp16", "int8", "int4", *PLANES]
 STATE = {"new_prefix_out": "prefix_out", "new_prefix_lse": "prefix_lse", "new_masses": "masses"}
 
 # Inputs are standard normal, scores and sums float32. Largest errors measured over this table, all overloads and vector
@@ -117,6 +119,11 @@ def make_inputs(case: Case, overload: str = "sparse", mode: int = DENSE, seed: i
         "prefix_lse": normal(case.n_heads, case.n_rows) + 6,
         "masses": normal(heads, case.n_slots),
     }
+    if overload in PLANES:
+        found = quantized(case, inputs, 8)
+        for kind in "kv":
+            found[f"{kind}_cache"], found[f"{kind}_lower"] = split_codes(found[f"{kind}_cache"])
+        return found | {"planes": np.array([PLANES[overload]])}
     if overload in ("int8", "int4"):
         return quantized(case, inputs, 8 if overload == "int8" else 4)
     unread = np.repeat(pages == 0, case.page_size, axis=1)
@@ -148,10 +155,7 @@ def quantized(case: Case, inputs: native.Arrays, bits: int) -> native.Arrays:
 def expected_of(case: Case, inputs: native.Arrays) -> SparseResult:
     k_cache, v_cache = inputs["k_cache"], inputs["v_cache"]
     if "k_scale" in inputs:
-        bits = 8 * k_cache.shape[-1] // case.head_dim
-        k = Quantized(k_cache, inputs["k_scale"], inputs["k_low"])
-        v = Quantized(v_cache, inputs["v_scale"], inputs["v_low"])
-        keys, values = dequantize_cache(k, inputs["k_tail"], v, case.cache_len, bits)
+        keys, values = dequantized(case, inputs)
         k_cache, v_cache = np.zeros((2, 1, case.n_kv_heads, case.capacity, case.head_dim), np.float32)
         k_cache[:, :, : case.cache_len], v_cache[:, :, : case.cache_len] = keys, values
     window = (inputs[name] for name in ("q", "k", "v"))
@@ -161,6 +165,16 @@ def expected_of(case: Case, inputs: native.Arrays) -> SparseResult:
             *window, k_cache, v_cache, case.start, case.cache_len, case.attn_block, inputs["active"], inputs["pages"],
             inputs["policy"][0] == DENSE_KEEP, *state, scale=case.scale,
         )  # fmt: skip
+
+
+def dequantized(case: Case, inputs: native.Arrays) -> tuple[np.ndarray, np.ndarray]:
+    rest = (inputs["k_tail"], case.cache_len)
+    if "planes" in inputs:
+        k, v = (Planes(*(inputs[f"{kind}_{part}"] for part in ("cache", "lower", "scale", "low"))) for kind in "kv")
+        return dequantize_planes(k, rest[0], v, rest[1], inputs["planes"][0])
+    bits = 8 * inputs["k_cache"].shape[-1] // case.head_dim
+    k, v = (Quantized(*(inputs[f"{kind}_{part}"] for part in ("cache", "scale", "low"))) for kind in "kv")
+    return dequantize_cache(k, rest[0], v, rest[1], bits)
 
 
 @cache
@@ -201,7 +215,7 @@ def sessions():
     return {
         (overload, scale, threads): native.session(
             "PrefixBlockAttention", make_inputs(CASES[0], overload), native.SPARSE_OUTPUTS,
-            overload=overload, threads=threads, scale=scale,
+            overload=overload.split("-")[0], threads=threads, scale=scale,
         )
         for overload in OVERLOADS
         for scale in (0.0, 0.5)
@@ -238,6 +252,18 @@ def test_number_of_threads_changes_no_bit(case, overload, sessions):
     one, two = (run(sessions[overload, case.scale, threads], inputs) for threads in (1, 2))
     for name in native.SPARSE_OUTPUTS:
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+@pytest.mark.parametrize("simd", native.SIMD)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_both_planes_have_the_bits_of_bytes(case, simd, sessions, force_simd):
+    force_simd(simd)
+    both, bytes_ = (
+        run(sessions[overload, case.scale, 2], inputs_and_expected(case, overload, DENSE_KEEP)[0])
+        for overload in ("int4x2", "int8")
+    )
+    for name in native.SPARSE_OUTPUTS:
+        np.testing.assert_array_equal(both[name], bytes_[name], err_msg=name)
 
 
 @pytest.mark.parametrize("overload", OVERLOADS)
@@ -298,6 +324,15 @@ BAD_INPUTS = [  # what to change, what the message must say
     pytest.param("int4", {"k_low": (1, 8, 32, 127)}, r"k_low has shape \[1, 8, 32, 127\]", id="k-low"),
     pytest.param("int4", {"v_scale": (1, 8, 1024, 3)}, r"v_scale has shape \[1, 8, 1024, 3\]", id="v-groups"),
     pytest.param("int4", {"v_low": (1, 8, 1024, 3)}, r"v_low has shape \[1, 8, 1024, 3\]", id="v-low"),
+    pytest.param("int4x2", {"planes": np.array([3])}, "planes is 3, expected 1 or 2", id="planes"),
+    pytest.param("int4x2", {"k_lower": (1, 8, 1024, 63)}, r"k_lower has shape \[1, 8, 1024, 63\]", id="k-lower"),
+    pytest.param("int4x2", {"v_lower": (1, 8, 1023, 64)}, r"v_lower has shape \[1, 8, 1023, 64\]", id="v-lower"),
+    pytest.param(
+        "int4x2",
+        {"k_cache": (1, 8, 1024, 128), "v_cache": (1, 8, 1024, 128)},
+        r"k_cache has shape \[1, 8, 1024, 128\], expected .* beside k_lower",
+        id="bytes-beside-planes",
+    ),
 ]
 
 
@@ -312,10 +347,14 @@ def test_bad_inputs_are_refused_by_name(overload, change, message, sessions):
 
 @pytest.mark.parametrize(
     ("without", "message"),
-    [("masses", "masses is missing beside active"), ("v_low", "v_low is missing beside a cache of codes")],
+    [
+        ("masses", "masses is missing beside active"),
+        ("v_low", "v_low is missing beside a cache of codes"),
+        ("planes", "k_lower is given without planes"),
+    ],
 )
 def test_a_missing_input_is_named(without, message):
-    inputs = make_inputs(CASES[0], "int8" if without == "v_low" else "sparse")
+    inputs = make_inputs(CASES[0], {"v_low": "int8", "planes": "int4x2"}.get(without, "sparse"))
     del inputs[without]  # the last one
     tested = native.session("PrefixBlockAttention", inputs, native.SPARSE_OUTPUTS)
     with pytest.raises(InvalidArgument, match=message):

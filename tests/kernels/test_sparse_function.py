@@ -1,5 +1,5 @@
-"""The ONNX functions of PrefixBlockAttention's overloads "sparse", "sparse_fp16", "int8" and "int4" against the NumPy
-definition, in ONNX Runtime without the native library."""
+"""The ONNX functions of PrefixBlockAttention's overloads "sparse", "sparse_fp16", "int8", "int4" and "int4x2" against the
+NumPy definition, in ONNX Runtime without the native library."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 
 from dlm_edge import kernels
 from dlm_edge.kernels.prefix_block_attention import reference, sparse_function
+from dlm_edge.kernels.quantized_pages.planes import BOTH, UPPER, Planes, dequantize_planes, split_codes
 from dlm_edge.kernels.quantized_pages.reference import Quantized, dequantize_cache, quantize_keys, quantize_values
 from dlm_edge.kernels.select_pages.reference import DENSE_KEEP, SELECT
 from tests.kernels.writing_in_place import late_readers
@@ -23,9 +24,13 @@ TOLERANCE = 4e-6
 # Results below 4 in float16 lie 2e-3 apart; two roundings of nearly the same number differ by one step at most.
 HALF_TOLERANCE = 2e-3
 FULL = 2**40
+BY_TOKEN = ("k_cache", "v_cache", "k_lower", "v_lower", "v_scale", "v_low")  # of the cache's inputs
 BOUND = {"prefix_out": "new_prefix_out", "prefix_lse": "new_prefix_lse", "masses": "new_masses"}
-OVERLOADS = list(sparse_function.OVERLOADS)
 BITS = {"int8": 8, "int4": 4}
+PLANES = {"int4x2": BOTH, "int4x2-upper": UPPER}
+# Overloads, and "int4x2" once for each number of planes
+FORMS = [*(name for name in sparse_function.OVERLOADS if name not in PLANES), *PLANES]
+OVERLOADS = list(sparse_function.OVERLOADS)
 
 
 @dataclass(frozen=True)
@@ -102,9 +107,14 @@ BEHIND = Case(4, 2, 16, 64, 16, 8, 16, 37, 121, FULL, measure=True)
 
 all_cases = pytest.mark.parametrize("case", CASES, ids=str)
 all_overloads = pytest.mark.parametrize("overload", OVERLOADS)
+all_forms = pytest.mark.parametrize("form", FORMS)
 
 
-def make_inputs(case: Case, overload: str = "sparse", seed: int = 0) -> dict[str, np.ndarray]:
+def overload_of(form: str) -> str:
+    return form.split("-")[0]
+
+
+def make_inputs(case: Case, form: str = "sparse", seed: int = 0) -> dict[str, np.ndarray]:
     """Random inputs. What must not be read (the window's own cache slots, the unused capacity, the state of rows that
     are not in the window) is NaN, and 255 in codes."""
     rng = np.random.default_rng(seed)
@@ -136,12 +146,16 @@ def make_inputs(case: Case, overload: str = "sparse", seed: int = 0) -> dict[str
         inputs[name][:, :, length:] = np.nan
     cache = normal(2 * groups, case.n_slots * case.page_size, width)
     inputs |= dict(zip(("k_cache", "v_cache"), np.split(cache, 2, axis=1), strict=True))
-    if overload in BITS:
-        inputs |= quantized(case, inputs["k_cache"], inputs["v_cache"], BITS[overload])
-    elif overload == "sparse_fp16":
+    if form in BITS or form in PLANES:
+        inputs |= quantized(case, inputs["k_cache"], inputs["v_cache"], BITS.get(form, 8))
+    elif form == "sparse_fp16":
         inputs |= {name: inputs[name].astype(np.float16) for name in ("k_cache", "v_cache")}
+    if form in PLANES:
+        for kind in "kv":
+            inputs[f"{kind}_cache"], inputs[f"{kind}_lower"] = split_codes(inputs[f"{kind}_cache"])
+        inputs["planes"] = np.array([PLANES[form]])
     poison(case, inputs)
-    return {name: inputs[name] for name in sparse_function.inputs_of(overload)}
+    return {name: inputs[name] for name in sparse_function.inputs_of(overload_of(form))}
 
 
 def quantized(case: Case, keys: np.ndarray, values: np.ndarray, bits: int) -> dict[str, np.ndarray]:
@@ -161,7 +175,7 @@ def quantized(case: Case, keys: np.ndarray, values: np.ndarray, bits: int) -> di
 
 def poison(case: Case, inputs: dict[str, np.ndarray], value: float = np.nan, code: int = 255) -> None:
     window = slice(case.start, case.start + case.q_len)
-    for name in ("k_cache", "v_cache", "v_scale", "v_low"):
+    for name in BY_TOKEN:
         if name in inputs:
             wrong = code if inputs[name].dtype == np.uint8 else value
             inputs[name][:, :, window], inputs[name][:, :, case.cache_len :] = wrong, wrong
@@ -172,11 +186,11 @@ def poison(case: Case, inputs: dict[str, np.ndarray], value: float = np.nan, cod
         inputs["k_tail"][:, :, case.cache_len % case.group :] = value
 
 
-def expected_of(case: Case, inputs: dict[str, np.ndarray], overload: str) -> reference.SparseResult:
+def expected_of(case: Case, inputs: dict[str, np.ndarray], form: str) -> reference.SparseResult:
     keys, values = inputs["k_cache"], inputs["v_cache"]
-    if overload in BITS:
+    if form in BITS or form in PLANES:
         coded = [np.zeros((*keys.shape[:3], case.head_dim), np.float32) for _ in range(2)]
-        for whole, part in zip(coded, dequantized(case, inputs, BITS[overload]), strict=True):
+        for whole, part in zip(coded, dequantized(case, inputs, form), strict=True):
             whole[:, :, : case.cache_len] = part
         keys, values = coded
     return reference.sparse_prefix_block_attention(
@@ -186,21 +200,25 @@ def expected_of(case: Case, inputs: dict[str, np.ndarray], overload: str) -> ref
     )  # fmt: skip
 
 
-def dequantized(case: Case, inputs: dict[str, np.ndarray], bits: int) -> tuple[np.ndarray, np.ndarray]:
+def dequantized(case: Case, inputs: dict[str, np.ndarray], form: str) -> tuple[np.ndarray, np.ndarray]:
+    if form in PLANES:
+        parts = ("cache", "lower", "scale", "low")
+        k_planes, v_planes = (Planes(*(inputs[f"{kind}_{part}"] for part in parts)) for kind in "kv")
+        return dequantize_planes(k_planes, inputs["k_tail"], v_planes, case.cache_len, PLANES[form])
     k = Quantized(inputs["k_cache"], inputs["k_scale"], inputs["k_low"])
     v = Quantized(inputs["v_cache"], inputs["v_scale"], inputs["v_low"])
-    return dequantize_cache(k, inputs["k_tail"], v, case.cache_len, bits)
+    return dequantize_cache(k, inputs["k_tail"], v, case.cache_len, BITS[form])
 
 
 def build_model(overload: str, scale: float = 0.0, body: int = TensorProto.FLOAT) -> onnx.ModelProto:
     """One node, every dimension dynamic: the same model serves all cases. `body` is the type of q, k, v and out."""
-    ranks = {"active": 2, "pages": 2, "start": 1, "cache_len": 1, "attn_block": 1, "policy": 1, "out": 3}
+    ranks = {"active": 2, "pages": 2, "start": 1, "cache_len": 1, "attn_block": 1, "policy": 1, "planes": 1, "out": 3}
     ranks |= dict.fromkeys(["prefix_lse", "new_prefix_lse", "masses", "new_masses"], 3)
-    types = dict.fromkeys(["start", "cache_len", "attn_block", "policy"], TensorProto.INT64)
+    types = dict.fromkeys(["start", "cache_len", "attn_block", "policy", "planes"], TensorProto.INT64)
     types |= dict.fromkeys(["active", "pages"], TensorProto.UINT8) | dict.fromkeys(["q", "k", "v", "out"], body)
     if overload != "sparse":
         cached = TensorProto.FLOAT16 if overload == "sparse_fp16" else TensorProto.UINT8
-        types |= {"k_cache": cached, "v_cache": cached}
+        types |= dict.fromkeys(["k_cache", "v_cache", "k_lower", "v_lower"], cached)
         types |= dict.fromkeys(["k_scale", "k_low", "v_scale", "v_low"], TensorProto.FLOAT16)
 
     def info(name: str) -> onnx.ValueInfoProto:
@@ -235,12 +253,29 @@ def assert_close(actual: list[np.ndarray], expected: reference.SparseResult) -> 
         np.testing.assert_allclose(got, wanted, rtol=0, atol=TOLERANCE, err_msg=name)
 
 
-@all_overloads
+@all_forms
 @all_cases
-def test_matches_reference(case, overload, sessions):
-    inputs = make_inputs(case, overload)
-    actual = sessions[overload, case.scale].run(None, inputs)
-    assert_close(actual, expected_of(case, inputs, overload))
+def test_matches_reference(case, form, sessions):
+    inputs = make_inputs(case, form)
+    actual = sessions[overload_of(form), case.scale].run(None, inputs)
+    assert_close(actual, expected_of(case, inputs, form))
+
+
+@all_cases
+def test_both_planes_are_codes_of_eight_bits(case, sessions):
+    actual = sessions["int4x2", case.scale].run(None, make_inputs(case, "int4x2"))
+    expected = sessions["int8", case.scale].run(None, make_inputs(case, "int8"))
+    for name, got, wanted in zip(sparse_function.OUTPUTS, actual, expected, strict=True):
+        np.testing.assert_array_equal(got, wanted, err_msg=name)
+
+
+@all_cases
+def test_the_upper_plane_alone_does_not_depend_on_the_lower_one(case, sessions):
+    inputs = make_inputs(case, "int4x2-upper")
+    expected = sessions["int4x2", case.scale].run(None, inputs)
+    inputs |= {name: np.full_like(inputs[name], 0x93) for name in ("k_lower", "v_lower")}
+    for got, wanted in zip(sessions["int4x2", case.scale].run(None, inputs), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
 
 
 @all_cases
@@ -272,19 +307,19 @@ def test_state_is_read_before_it_is_written(name, overload):
     assert late_readers(sparse_function.function_proto(overload), name, BOUND[name]) == []
 
 
-@all_overloads
+@all_forms
 @pytest.mark.parametrize("case", [LOSA, BEHIND], ids=str)
-def test_unread_memory_has_no_influence(case, overload, sessions):
+def test_unread_memory_has_no_influence(case, form, sessions):
     """Beyond what `poison` covers: the pages that no kv head chose."""
     results = []
-    inputs = make_inputs(case, overload)
+    inputs = make_inputs(case, form)
     unchosen = np.repeat(inputs["pages"], case.page_size, 1) == 0
     for value, code in ((np.nan, 255), (np.inf, 7), (0.0, 0)):
         poison(case, inputs, value, code)
-        for name in ("k_cache", "v_cache", "v_scale", "v_low"):
+        for name in BY_TOKEN:
             if name in inputs:
                 inputs[name][0][unchosen] = code if inputs[name].dtype == np.uint8 else value
-        results.append(sessions[overload, 0.0].run(None, inputs))
+        results.append(sessions[overload_of(form), 0.0].run(None, inputs))
     for result in results[1:]:
         for name, got, wanted in zip(sparse_function.OUTPUTS, result, results[0], strict=True):
             np.testing.assert_array_equal(got, wanted, err_msg=name)

@@ -1,4 +1,4 @@
-"""The Triton kernels of SelectPages and DequantizeRows, interpreted, against the NumPy definitions: equal, not close."""
+"""The Triton kernels of SelectPages, interpreted, against the NumPy definition: equal, not close."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dlm_edge.kernels.dequantize_rows import reference as rows_reference
 from dlm_edge.kernels.select_pages import reference
 from dlm_edge.kernels.select_pages.reference import (
     DENSE,
@@ -106,17 +105,3 @@ def test_masses_with_negative_zero_infinity_and_nan():
     x.masses[0, 0] = [-0.0, 0.0, np.inf, -1.0, np.nan, 1e-45, -np.inf, -0.0]
     for n_pages in range(9):
         assert_equal(x, 128, 128, replace(BASE, mode=REUSE_PAGES, n_pages=n_pages, sink=0, recent=0))
-
-
-@pytest.mark.parametrize("axis", ["token", "channel"])
-@pytest.mark.parametrize("bits", rows_reference.BITS)
-def test_dequantized_rows(bits, axis):
-    rng = np.random.default_rng(0)
-    values = rng.standard_normal((64, 48)).astype(np.float32)
-    coded = rows_reference.encode_rows(values, bits=bits, axis=axis, group=16)
-    tail = values[48:] if axis == "channel" else values[:0]
-    rows = rng.integers(0, 55, 12)
-    wanted = rows_reference.dequantize_rows(*coded, tail, rows, 55, bits=bits, axis=axis)
-    tensors = [tensor(each) for each in (*coded, tail, rows)]
-    found = launch.dequantize_rows(*tensors, 55, bits=bits, axis=axis, dtype=launch.torch.float32)
-    np.testing.assert_array_equal(found.numpy(), wanted)

@@ -268,7 +268,7 @@ def test_the_audit_fails_a_job_whose_output_is_not_what_was_planned(tmp_path, mo
     if damage == "scale":
         monkeypatch.setattr(job_module, "packed_tensors", damaged)
     else:
-        monkeypatch.setattr(job_module.Job, "records", lambda self: [])
+        monkeypatch.setattr(job_module.Outcome, "records", lambda self: [])
     problem = refusal(make(tmp_path), tmp_path / "out", method="rtn")
     assert problem.code in ("E-NAN", "E-QUANT", "E-TENSOR")
     assert not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.big_checkpoint import make_spec, write_checkpoint
 from dlm_edge.checkpoint import open_checkpoint
-from dlm_edge.quant import resources
+from dlm_edge.quant import memory_estimate, time_estimate
 from dlm_edge.quant.pipeline import make_options
 from dlm_edge.quant.plan import make_plan
 from dlm_edge.quant.statistics import output_error, output_errors
@@ -52,24 +52,30 @@ def test_memory_does_not_depend_on_the_number_of_layers(tmp_path, settings):
         folder = tmp_path / str(blocks)
         write_checkpoint(folder, make_spec(128, blocks, 4096))
         plan, options = plan_of(folder, **settings)
-        estimates.append(resources.estimate_ram(plan, options))
+        estimates.append(memory_estimate.estimate_ram(plan, options))
     assert estimates[0] == estimates[1]
 
 
 def test_more_work_is_estimated_to_take_more_time_and_memory(source, monkeypatch):
-    monkeypatch.setattr(resources, "product_speed", lambda: 1e11)
-    monkeypatch.setattr(resources, "search_speed", lambda: 5e8)
+    monkeypatch.setattr(time_estimate, "product_speed", lambda: 1e11)
+    monkeypatch.setattr(time_estimate, "search_speed", lambda: 5e8)
     few, many = ({"calib_tokens": n} for n in (2048, 32768))
-    jobs = [{"method": "rtn"}, {"method": "gptq", **few}, {"recipe": "w4", **few}, {"recipe": "w4", **many}]
-    seconds = [resources.estimate_seconds(*plan_of(source, **job)) for job in jobs]
-    memory = [resources.estimate_ram(*plan_of(source, **job)) for job in jobs]
+    jobs = [
+        {"method": "rtn"},
+        {"method": "rtn", "rotate": True},
+        {"method": "gptq", **few},
+        {"recipe": "w4", **few},
+        {"recipe": "w4", **many},
+    ]
+    seconds = [time_estimate.estimate_seconds(*plan_of(source, **job)) for job in jobs]
+    memory = [memory_estimate.estimate_ram(*plan_of(source, **job)) for job in jobs]
     assert seconds == sorted(set(seconds))
-    assert memory == sorted(memory) and memory[3] > memory[2]
+    assert memory == sorted(memory) and memory[4] > memory[3]
 
 
 def test_the_speeds_are_those_of_this_machine():
-    assert 1e8 < resources.product_speed(256) < 1e14
-    assert 1e5 < resources.search_speed() < 1e12
+    assert 1e8 < time_estimate.product_speed(256) < 1e14
+    assert 1e5 < time_estimate.search_speed() < 1e12
 
 
 def test_errors_of_several_results_are_those_of_each():

@@ -12,8 +12,9 @@ import pytest
 
 import dlm_edge.quant.job as job_module
 from dlm_edge.errors import DlmEdgeError, Stopped
-from dlm_edge.journal import JOURNAL, WorkFolder
+from dlm_edge.journal import JOURNAL
 from dlm_edge.quant import quantize
+from dlm_edge.work_folder import WorkFolder
 from tests.quant.stopped_jobs import Faults, fail_at_calls, faults_to_try, hashes, stop_after
 from tests.tiny import make_checkpoint
 

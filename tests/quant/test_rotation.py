@@ -8,6 +8,7 @@ from dlm_edge.errors import InputFileError, JobError
 from dlm_edge.journal import JOURNAL
 from dlm_edge.models import load_model
 from dlm_edge.quant import invariance, quantize
+from dlm_edge.quant import rotation as rotation_module
 from dlm_edge.quant.invariance import LARGEST_CHANGE, InvarianceCheck, probe_ids, summary
 from dlm_edge.quant.rotation import Orthogonal, Rotation, hadamard
 from dlm_edge.quant.source_weights import SourceWeights
@@ -72,6 +73,17 @@ def test_output_stays_at_every_share_of_masks(family, size, tmp_path):
     assert ((after - before).abs().amax((1, 2)) <= CHANGE * before.abs().amax((1, 2))).all()
     assert torch.equal(rotated.final_norm.weight, torch.ones_like(rotated.final_norm.weight))
     assert not torch.allclose(rotated.head.weight, rotated.embed.weight)  # untied, where it was tied
+
+
+@pytest.mark.parametrize("shape", [{}, {"hidden_size": 48, "head_dim": 12}], ids=["power of two", "odd factor"])
+def test_pieces_of_a_layer_turn_as_the_whole(shape, tmp_path, monkeypatch):
+    folder = make_checkpoint(tmp_path, "fast_dllm_v2", **shape)
+    turned = []
+    for values in (1 << 30, 200):  # all at once; three rows of the widest
+        monkeypatch.setattr(rotation_module, "PIECE_VALUES", values)
+        turned.append(rotated_weights(folder).layer(0).state_dict())
+    for name, weight in turned[0].items():
+        torch.testing.assert_close(turned[1][name], weight, rtol=0, atol=1e-7)
 
 
 def test_a_planted_outlier_is_spread(tmp_path):

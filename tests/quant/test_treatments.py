@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from dlm_edge.checkpoint import open_checkpoint
+from dlm_edge.export import export
 from dlm_edge.quant import quantize
 from dlm_edge.quant.mixed import more_bits
 from dlm_edge.quant.outlier_injection import inject_outliers
@@ -20,7 +21,7 @@ def test_reasons_stand_only_where_nothing_was_done():
     neither = [Decision("none", "no scale"), Decision("none", "no peak"), Decision("none", "no peak")]
     assert settled([smooth, neither[0], split]) == ["smooth (strength 0.5)", "split (3 columns)"]
     assert settled(neither) == ["none (no scale; no peak)"] and is_none(settled(neither)[0])
-    assert settled([]) == ["none (activations stay in floating point)"]
+    assert settled([]) == ["none (no calibration states, so nothing was measured)"]
     assert not is_none(settled([smooth])[0])
 
 
@@ -54,8 +55,29 @@ def test_inspect_foresees_what_w8a8_records(family, tmp_path):
                 assert names[0] != ["none"] and any(c.isdigit() for c in record.treatment[0])
 
 
-def test_the_default_recipe_says_that_activations_stay_in_floating_point(tmp_path):
+@pytest.mark.parametrize("recipe", ["w4", "w3", "w2"])
+def test_every_record_of_few_bits_names_what_rounding_the_activations_would_cost(recipe, tmp_path):
     source = make_checkpoint(tmp_path / "source", "sdar", n_layers=1)
-    records = records_of(source, tmp_path, recipe="w4")
-    told = [r.treatment for r in records.values() if "embed" not in r.name]
-    assert told == [["none (activations stay in floating point)"]] * 7
+    records = [r for r in records_of(source, tmp_path, recipe=recipe).values() if "embed" not in r.name]
+    assert len(records) == 7
+    for record in records:
+        (told,) = record.treatment
+        assert told.startswith(f"none (activations in int8 blocks of {record.group_size} would add ")
+        assert told.endswith(f" to an output error of {record.error:.1e})") and record.activations == "float"
+
+
+@pytest.mark.parametrize("method", ["decoupleq", "gptq"])
+def test_planted_outliers_keep_their_activations_from_rounding(method, tmp_path):
+    plain = make_checkpoint(tmp_path / "plain", "sdar", n_layers=2)
+    source = inject_outliers(plain, tmp_path / "injected", scale=100.0)
+    records = records_of(source, tmp_path, method=method, group_size=32)
+    for name, record in records.items():
+        exact = record.activations == "exact"
+        assert exact == any(t.startswith("float (activations in int8 blocks of 32") for t in record.treatment)
+        if "layers" in name and "down" not in name:  # its planted channels are few among its own
+            assert exact == ("o_proj" not in name), (name, record.treatment)
+    told: list[str] = []
+    bundle = export(tmp_path / "out", tmp_path / "bundle", progress=told.append)
+    nodes = {node["name"]: node["accuracy_level"] for node in bundle.nodes}
+    assert (nodes["layers.0.q.weight"], nodes["layers.0.o.weight"]) == (0, 4)
+    assert any("10 weights keep float activations, as quantizing measured outliers" in line for line in told)

@@ -20,6 +20,7 @@ OF_STATES = {
     "--calib-tokens": ["1024"],
     "--calib-data": ["texts.txt"],
     "--imatrix": [],
+    "--seed": ["0"],
 }
 USED = {"--draws": {"forward"}, "--quota": {"forward", "rollout"}, "--confidence": {"forward", "rollout"}}
 
@@ -87,7 +88,7 @@ def test_a_kind_of_states_takes_the_options_that_it_uses(command, tmp_path, mode
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("option", ["--calib-tokens", "--imatrix"])
+@pytest.mark.parametrize("option", ["--calib-tokens", "--imatrix", "--seed"])
 def test_every_kind_of_states_takes_what_all_use(command, mode, option):
     code, said = command("--method", "gptq", "--calibration", mode, option, *OF_STATES[option], "--dry-run")
     assert code == 0, said
@@ -96,6 +97,14 @@ def test_every_kind_of_states_takes_what_all_use(command, mode, option):
 def test_rounding_with_tuning_does_use_states(command):
     code, said = command("--method", "rtn", "--tune", "2", "--draws", "2", "--calib-tokens", "1024", "--dry-run")
     assert code == 0, said
+
+
+@pytest.mark.parametrize("method", ["rtn", "hqq"])
+def test_a_rotation_does_draw_from_the_seed(source, tmp_path, method):
+    for seed in (0, 1):
+        quantize(source, tmp_path / f"{seed}", method=method, rotate=True, seed=seed)
+    first, other = ((tmp_path / seed / "layer-0000.safetensors").read_bytes() for seed in "01")
+    assert first != other
 
 
 def test_what_a_recipe_brings_was_not_asked_for(monkeypatch):

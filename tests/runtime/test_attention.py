@@ -101,7 +101,7 @@ def test_limits_are_dense(open_with, family, cache, native):
         assert found.density >= 1.0 and found.active_rows == 1.0, limit
 
 
-@pytest.mark.parametrize("layout", ["kv-fp16", "kv-int8", "kv-int4", "x-latent-int4", "x-cl3"])
+@pytest.mark.parametrize("layout", ["kv-fp16", "kv-int8", "kv-int4", "kv-int4x2", "x-latent-int4", "x-cl3"])
 def test_limits_are_dense_over_every_form_of_cache(open_with, layout):
     engine = open_with("sdar", layout)
     options = {"sampler": "static", "max_new_tokens": 20}
@@ -130,7 +130,7 @@ def test_less_is_read(open_with, family, cache, policy):
 
 
 @pytest.mark.skipif(library_path() is None, reason="not built")
-@pytest.mark.parametrize("layout", ["kv-fp32", "kv-int4", "x-latent-int4", "x-cl3"])
+@pytest.mark.parametrize("layout", ["kv-fp32", "kv-int4", "kv-int4x2", "x-latent-int4", "x-cl3"])
 def test_native_operators_and_function_bodies_give_the_same(open_with, layout):
     options = {"sampler": "static", "max_new_tokens": 20, "budget": 16, "page_size": 8}
     for policy in ("quest", "losa") if layout.startswith("x") else ("quest", "losa", "mage"):

@@ -21,7 +21,7 @@ export = pytest.importorskip("dlm_edge.export", reason="needs onnx").export
 FAMILIES = ("llada", "dream", "sdar", "fast_dllm_v2")
 BLOCK_CAUSAL = ("sdar", "fast_dllm_v2")
 # The families with as many kv heads as query heads store X, the others latents of it.
-FORMS = {"float": ["kv-fp16"], "kv": ["kv-int8", "kv-int4"], "x": [f"x-int{b}" for b in (8, 4, 3, 2)]}
+FORMS = {"float": ["kv-fp16"], "kv": ["kv-int8", "kv-int4x2", "kv-int4"], "x": [f"x-int{b}" for b in (8, 4, 3, 2)]}
 FORMS |= {"latent": [f"x-latent-int{b}" for b in (8, 4, 3, 2)], "deltas": [f"x-cl{b}" for b in (4, 3, 2)]}
 SHAPES = {family: CacheShape.of(make_spec(family, n_layers=4)) for family in FAMILIES}
 STATIC = {"sampler": "static", "max_new_tokens": 24, "stop_at_eos": False}
@@ -48,7 +48,7 @@ def logits_of(open_with):
         ids = np.array(prompt_of(PREFIX + BLOCK))
         model.discard()
         model.reset(len(ids))
-        model.run(ids[:PREFIX], 0, 0, block, np.arange(0), storing=True)
+        model.run(ids[:PREFIX], 0, 0, block, np.arange(0), stored_rows=PREFIX)
         model.store(0, PREFIX)
         found = model.run(ids[PREFIX:], PREFIX, PREFIX, block, np.arange(BLOCK)).copy()
         assert np.isfinite(found).all()
@@ -119,7 +119,7 @@ def test_x_becomes_latents_where_they_are_narrower(open_with):
     assert open_with("llada", "x-int4").parts.cache_layout == "x-int4"
 
 
-REUSED = ["kv-fp32", "kv-fp16", "kv-int8", "kv-int4", "x-int4", "x-int3", "x-cl3"]
+REUSED = ["kv-fp32", "kv-fp16", "kv-int8", "kv-int4", "kv-int4x2", "x-int4", "x-int3", "x-cl3"]
 
 
 @pytest.mark.parametrize("layout", REUSED)
@@ -245,7 +245,7 @@ def test_layouts_that_do_not_exist_are_refused(tmp_path, cache, target):
     assert error.value.code == "E-PARAM" and not (tmp_path / "bundle").exists()
 
 
-@pytest.mark.parametrize("layout", ["kv", "kv-int4", "x-int4", "x-cl3"])
+@pytest.mark.parametrize("layout", ["kv", "kv-int4", "kv-int4x2", "x-int4", "x-cl3"])
 def test_float16_graphs_take_every_form_of_cache(tmp_path, layout):
     export(make_checkpoint(tmp_path / "source", "sdar"), tmp_path / "bundle", cache=layout, target="cuda")
     with Engine.open(tmp_path / "bundle", "cpu", threads=1) as engine:
@@ -256,7 +256,14 @@ def test_float16_graphs_take_every_form_of_cache(tmp_path, layout):
 
 
 @pytest.mark.parametrize(
-    ("layout", "other"), [("kv-fp32", "kv-fp16"), ("kv-int8", "kv-int4"), ("kv-int4", "kv-fp32"), ("x-cl3", "x-int4")]
+    ("layout", "other"),
+    [
+        ("kv-fp32", "kv-fp16"),
+        ("kv-int8", "kv-int4"),
+        ("kv-int8", "kv-int4x2"),
+        ("kv-int4", "kv-fp32"),
+        ("x-cl3", "x-int4"),
+    ],
 )
 def test_a_manifest_that_names_another_layout_is_refused(open_with, tmp_path, layout, other):
     open_with("llada", layout)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import threading
 
 import pytest
@@ -12,9 +13,7 @@ pytest.importorskip("rich", reason="needs the cli extra")
 
 from dlm_edge.cli import main
 from dlm_edge.cli.generate import read_prompt, show, stop_on_interrupt
-from dlm_edge.cli.live import MASK, draw, printable, summary
 from dlm_edge.errors import DlmEdgeError
-from dlm_edge.runtime import Cell, Frame
 from tests.runtime.test_engine import GatedModel
 
 KEYS = {
@@ -58,6 +57,23 @@ def test_ids_files_and_raw(generate, tmp_path):
     assert json.loads(generate("--prompt-file", str(file), "--json").out)["token_ids"] == plain
     assert json.loads(generate("-p", "hello", "--raw", "--json").out)["prompt_tokens"] > 0
     assert json.loads(generate("-p", "[1, 2,3]", "--ids", "--json").out)["prompt_tokens"] == 3
+
+
+def test_the_engines_settings_are_flags(generate):
+    whole = json.loads(generate("-p", "hello", "--json").out)["text"]
+    stop = whole[3:5]
+    ended = json.loads(generate("-p", "hello", "--json", "--stop", "never said", "--stop", stop).out)
+    assert ended["text"] == whole[: whole.index(stop)] and ended["stop_reason"] == "stop"
+    filled = json.loads(generate("-p", "hello", "--suffix", "end", "--json", family="llada").out)
+    assert filled["new_tokens"] == 16
+    assert "E-MEM" in generate("-p", "hello", "--memory-budget", "1KiB", "--json", code=4).out
+    assert json.loads(generate("-p", "hello", "--json", "--memory-budget", "1GiB").out)["text"] == whole
+    assert json.loads(generate("-p", "hello", "--json", "--min-new-tokens", "9").out)["new_tokens"] >= 9
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="offered on Linux only")
+def test_background_gives_the_same_text(generate):
+    assert generate("-p", "hello", "--background").out == generate("-p", "hello").out
 
 
 @pytest.mark.parametrize(("flag", "passes"), [("--no-cache", 16), ("--prefix-cache", 16), ("--dual-cache", 16)])
@@ -133,19 +149,3 @@ def test_a_stopped_run_exits_with_130(bundles, monkeypatch, capsys, form):
         last = json.loads(lines[-1])
         assert last.get("result", last)["stop_reason"] == "cancelled"
         assert len(lines) == 1 or form == ["--json-lines"]
-
-
-def test_live_view_shows_words_and_masks():
-    cells = [Cell(None, None, 0.2), Cell(5, "word", 0.9), Cell(None, None, 0.8)]
-    frame = Frame(step=1, block=0, n_blocks=1, committed_tokens=2, cells=cells)
-    assert draw("done ", frame, 20).plain == f"done {MASK}word{MASK}"
-    assert draw("\n".join("abcdefghij"), None, 6).plain == "h\ni\nj"
-
-
-def test_control_characters_do_not_reach_the_terminal():
-    assert printable("a\x1b[2Jb\r\n\tc\u202e") == "a\\x1b[2Jb\\x0d\n\tc\\x202e"
-
-
-def test_summary_has_units(make_engine):
-    text = summary(make_engine().generate("a", max_new_tokens=8))
-    assert "8 tokens in" in text and "tokens/s" in text and "stopped by length" in text

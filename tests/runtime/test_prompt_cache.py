@@ -17,7 +17,7 @@ from tests.runtime.conftest import toy_parts
 from tests.runtime.test_engine import GatedModel
 
 STATIC = {"sampler": "static", "max_new_tokens": 16}
-LAYOUTS = ["kv-fp32", "kv-fp16", "kv-int8", "kv-int4", "x-int4", "x-int3", "x-cl3"]
+LAYOUTS = ["kv-fp32", "kv-fp16", "kv-int8", "kv-int4", "kv-int4x2", "x-int4", "x-int3", "x-cl3"]
 
 
 def prompt_of(length, seed=0):

@@ -62,7 +62,7 @@ class ToyModel:
 
     stats = np.empty((0, 4), np.float32)
 
-    def run(self, ids, start, cache_len, attn_block, logit_rows, policy=None, *, storing=False):
+    def run(self, ids, start, cache_len, attn_block, logit_rows, policy=None, *, planes=2, stored_rows=0):
         self.before_run(len(self.runs))
         if self.stopped:
             raise Terminated

@@ -1,4 +1,4 @@
-"""kv-int8 and kv-int4 against the definition of quantized pages, read as the attention operator reads them."""
+"""kv-int8, kv-int4 and kv-int4x2 against the definition of quantized pages, read as the attention operator reads them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dlm_edge.kernels.quantized_pages import reference
+from dlm_edge.kernels.quantized_pages.planes import join_codes
 from dlm_edge.kernels.quantized_pages.reference import Quantized
 from tests.runtime.layouts.layout_cases import CAPACITY, GROUP, SHAPE, append, opened, window_rows
 
@@ -50,3 +51,22 @@ def test_float16_is_rounded_and_float32_exact():
         layout, rows = opened(name), window_rows(name, 20)
         append(layout, rows, 0, 20)
         np.testing.assert_array_equal(layout.buffers(2)["k_cache"][0, :, :20], rows[2][0].astype(dtype))
+
+
+@pytest.mark.parametrize("end", [1, 31, 32, 100, CAPACITY])
+def test_two_planes_hold_the_codes_of_eight_bits(end):
+    found, whole, rows = opened("kv-int4x2"), opened("kv-int8"), window_rows("kv-int4x2", CAPACITY)
+    for layout in (found, whole):
+        append(layout, rows, 0, end // 2)
+        append(layout, rows, end // 2, end)
+    assert found.bytes_per_token == whole.bytes_per_token and found.fixed_bytes == whole.fixed_bytes
+    for i in range(SHAPE.n_layers):
+        b, expected = found.buffers(i), whole.buffers(i)
+        assert b.keys() == {*expected, "k_lower", "v_lower"}
+        for name, array in expected.items():
+            if not name.endswith("_cache"):
+                np.testing.assert_array_equal(b[name], array, err_msg=name)
+        for kind in "kv":
+            upper, lower = b[f"{kind}_cache"], b[f"{kind}_lower"]
+            assert upper.shape == lower.shape == (1, SHAPE.n_kv_heads, CAPACITY, SHAPE.head_dim // 2)
+            np.testing.assert_array_equal(join_codes(upper, lower), expected[f"{kind}_cache"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dlm_edge.errors import JobError, UsageProblem
+from dlm_edge.kernels.quantize_rows.reference import quantize_rows
 from dlm_edge.runtime.layouts import CacheShape, bytes_per_token, copy_state, fitting_layout, layout_kind, open_layout
 from tests.runtime.layouts.layout_cases import CAPACITY, EVERY_LAYOUT, GROUP, MAPS, SHAPE, append, opened, window_rows
 
@@ -151,3 +152,30 @@ def test_rows_are_appended_without_holes():
         layout.append(0, 16, window_rows("x-int4", 16)[0][0])
     with pytest.raises(AssertionError, match="capacity"):
         layout.append(0, 0, window_rows("x-int4", CAPACITY + 1)[0][0])
+
+
+@pytest.mark.parametrize("windows", [(0, 1), (0, 31), (0, 100), (0, 64, 100), (0, 32, 96)], ids=str)
+@pytest.mark.parametrize("name", ["kv-int8", "kv-int4", "x-int8", "x-int3"])
+def test_codes_of_rows_are_stored_as_the_rows_are(name, windows):
+    layout, rows = opened(name), window_rows(name, CAPACITY)
+    bits = layout_kind(name).bits
+    for start, end in zip(windows, windows[1:], strict=False):
+        for layer, values in enumerate(rows):
+            arrays = layout.empty_codes(layer, end - start)
+            for prefix, value in zip("kv" if len(values) == 2 else "x", values, strict=True):
+                axis = "channel" if prefix == "k" else "token"
+                width = value.shape[-1]
+                group = GROUP if axis == "channel" else width // layout.buffers(layer)[f"{prefix}_scale"].shape[-1]
+                given = value[..., start:end, :].reshape(-1, end - start, width)
+                made = quantize_rows(given, end - start, group, bits=bits, axis=axis)
+                for part, array in zip(("cache", "scale", "low", "tail"), made, strict=True):
+                    if f"{prefix}_{part}" in arrays:
+                        arrays[f"{prefix}_{part}"][...] = array
+            layout.append_codes(layer, start, arrays)
+    assert_same_state(layout, filled(name, windows[-1]))
+
+
+def test_codes_go_where_a_group_begins():
+    layout = filled("kv-int4", 40)
+    with pytest.raises(AssertionError, match="where a group does"):
+        layout.append_codes(0, 40, layout.empty_codes(0, 32))
