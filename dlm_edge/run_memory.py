@@ -28,7 +28,7 @@ from dlm_edge.runtime.layouts import (
 PROCESS_BYTES = 80 << 20  # Python, NumPy, ONNX Runtime, the operator library, a tokenizer and a graph
 FLOAT = 4
 # ONNX Runtime's arena doubles as it grows, and holes stay between passes of different windows.
-ARENA_ONE_PASS, ARENA_MANY = 1.5, 2.0
+ARENA_ONE_PASS, ARENA_MANY = 1.05, 2.0
 PASS_ROWS = DecodeSettings(gen_len=1, block_length=1, sub_block_length=1).prefill_chunk
 LOGIT_COPIES = 3  # the product, the output, and what its probabilities are computed in
 
@@ -58,7 +58,7 @@ def run_memory(
         "process_bytes": PROCESS_BYTES,
         "weight_bytes": weight_bytes,
         "cache_bytes": cache_bytes(spec, layout, group, context),
-        "activation_bytes": activation_bytes(spec, layout, context),
+        "activation_bytes": activation_bytes(spec, layout, group, context),
         "logit_bytes": LOGIT_COPIES * FLOAT * spec.conventions.sub_block_length * spec.vocab_size,
     }
     return RunMemory(
@@ -72,7 +72,7 @@ def run_memory(
     )
 
 
-def activation_bytes(spec: ModelSpec, layout: str, context: int) -> int:
+def activation_bytes(spec: ModelSpec, layout: str, group: int, context: int) -> int:
     """Of the widest pass, rows that are remade from a compressed prefix, and rows on their way into the caches.
 
     Full attention passes over the whole sequence at once, all others over the prompt in pieces.
@@ -83,11 +83,14 @@ def activation_bytes(spec: ModelSpec, layout: str, context: int) -> int:
     feed_forward = 2 * hidden + 4 * spec.intermediate_size
     attention = 2 * hidden + 3 * spec.q_width + 4 * kv
     arena = ARENA_ONE_PASS if rows == context else ARENA_MANY
-    remade = {"x": 2 * hidden + 3 * kv, "latent": 7 * kv, "deltas": 4 * hidden + 8 * kv}
-    stored = {"kv": 2 * kv, "x": hidden + kv, "latent": 3 * kv, "deltas": hidden + kv}
     form = layout_kind(layout).form
-    values = rows * max(feed_forward, attention) * arena + context * remade.get(form, 0)
-    return math.ceil(FLOAT * (values + rows * spec.n_layers * stored.get(form, 0)))
+    values = math.ceil(FLOAT * rows * max(feed_forward, attention) * arena)
+    remade = FLOAT * context * {"x": 2 * hidden + 3 * kv, "latent": 7 * kv, "deltas": 4 * hidden + 8 * kv}.get(form, 0)
+    if is_full:  # a pass over everything remakes nothing, and what it stores leaves the graph as codes
+        codes = bytes_per_token(layout, CacheShape.of(spec), group=group) if form not in ("none", "float") else 0.0
+        return max(values, remade) + math.ceil(rows * codes)
+    stored = {"kv": 2 * kv, "x": hidden + kv, "latent": 3 * kv, "deltas": hidden + kv}.get(form, 0)
+    return values + remade + FLOAT * rows * spec.n_layers * stored
 
 
 def sparse_bytes(spec: ModelSpec, layout: str, context: int) -> int:

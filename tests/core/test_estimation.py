@@ -32,11 +32,13 @@ def bundles(tmp_path_factory):
     folder = tmp_path_factory.mktemp("estimation")
     for layout in ("kv-fp32", "kv-int4", "x-int4"):
         export("reference", folder / layout, cache=layout, accuracy="exact")
+    for layout in ("kv-fp16", "kv-int4", "x-int4"):
+        export("reference-full", folder / f"full-{layout}", cache=layout, accuracy="exact")
     return folder
 
 
 @pytest.mark.skipif(not rss_bytes(), reason="the system does not tell the size of a process")
-@pytest.mark.parametrize("layout", ["kv-fp32", "kv-int4", "x-int4"])
+@pytest.mark.parametrize("layout", ["kv-fp32", "kv-int4", "x-int4", "full-kv-fp16", "full-kv-int4", "full-x-int4"])
 @pytest.mark.parametrize("context", [256, 2048])
 def test_memory_of_a_run_is_what_a_process_takes(bundles, layout, context):
     command = [sys.executable, "-c", GENERATE, str(bundles / layout), str(context)]
