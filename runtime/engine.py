@@ -141,8 +141,6 @@ class Engine:
         if not self.keeps_prompts:
             message = "with full attention every key depends on the whole text, so no prompt can be kept"
             raise UsageProblem("E-STATE", message, "use a model with block-causal attention")
-        if self.device != "cpu":
-            raise UsageProblem("E-STATE", f"caches on {self.device} cannot be saved or loaded yet", "use --device cpu")
 
     def stats(self) -> EngineStats:
         """Of this moment; may be asked from any thread."""

@@ -49,6 +49,7 @@ class OrtStepModel:
         self.stepping, self.storing = self.session.io_binding(), self.session.io_binding()
         self.drift = np.array([np.inf], np.float32)
         self.raw_stats = np.zeros((spec.n_layers, 4), np.float32)
+        self.bound: dict[str, tuple[NDArray[Any], Any]] = {}  # the memory's arrays, and the OrtValues bound for them
         self.window = (0, np.empty(0, np.int64))  # start and ids of the last run
         self.new: dict[str, list[NDArray[Any]]] = {}  # what it gave to be stored
         self.logits = np.empty((0, spec.vocab_size), np.float32)
@@ -71,9 +72,9 @@ class OrtStepModel:
         if self.device != "cpu" and attention.needs_bounds:
             message = f"attention {attention.policy} by page bounds needs caches in the host's memory"
             raise UsageProblem("E-PARAM", message, "on this device use losa with the selector first, or mage")
+        if capacity > self.capacity:  # the caches grow in the host's memory
+            self.fetch_caches()
         if self.memory.reserve(capacity, attention, max_rows):
-            if self.device != "cpu":  # binding copies the host's arrays, which hold nothing of what the device stored
-                self.memory.forget()
             self._bind()
 
     def run(
@@ -174,7 +175,23 @@ class OrtStepModel:
             if self._running is not None:
                 self._running.terminate = True
 
+    def fetch_caches(self) -> None:
+        """Copy what the graph stored on a device to the memory's arrays; on the CPU they are the same."""
+        if self.device != "cpu" and self.memory.layout.cursor:
+            for layer in range(self.spec.n_layers):
+                for name, view in self.memory.layout.state(layer).items():
+                    view[...] = self.bound[f"{name}.{layer}"][1].numpy()[..., : view.shape[-2], :]
+
+    def send_caches(self) -> None:
+        """Copy the memory's caches to the device."""
+        if self.device != "cpu":
+            for layer in range(self.spec.n_layers):
+                for name in self.memory.layout.buffers(layer):
+                    array, value = self.bound[f"{name}.{layer}"]
+                    value.update_inplace(array)
+
     def discard(self) -> None:
+        self.bound = {}
         for binding in (self.stepping, self.storing):
             binding.clear_binding_inputs()
             binding.clear_binding_outputs()
@@ -184,14 +201,21 @@ class OrtStepModel:
             self._running = None
 
     def _bind(self) -> None:
-        """Every array of the memory as an input, and as an output where the graph writes it."""
+        """Every array of the memory as an input, and as an output where the graph writes it.
+
+        An array that was bound before keeps its value: on a device that holds what the graph stored, the array does not.
+        """
         for binding in (self.stepping, self.storing):
             binding.clear_binding_inputs()
             binding.clear_binding_outputs()
             if "drift" in self.scalars:
                 binding.bind_cpu_input("drift", self.drift)
+        before, self.bound = self.bound, {}
         for name, array in self.memory.arrays().items():
-            value = self.ort.OrtValue.ortvalue_from_numpy(array, self.device, 0)
+            held, value = before.get(name, (None, None))
+            if held is not array:
+                value = self._value_of(array)
+            self.bound[name] = array, value
             for binding in (self.stepping, self.storing):
                 binding.bind_ortvalue_input(name, value)
                 if self.memory.is_written(name):
@@ -199,6 +223,10 @@ class OrtStepModel:
         for layer, stats in enumerate(self.raw_stats):
             for binding in (self.stepping, self.storing):
                 binding.bind_output(f"stats.{layer}", "cpu", 0, np.float32, stats.shape, stats.ctypes.data)
+
+    def _value_of(self, array: NDArray[Any]) -> Any:
+        """On the CPU the array's own memory, elsewhere a copy."""
+        return self.ort.OrtValue.ortvalue_from_numpy(array, self.device, 0)
 
     def _check_signature(self) -> None:
         """Refuse a graph whose inputs are not those of the contract, before the first run."""

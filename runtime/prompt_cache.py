@@ -30,6 +30,7 @@ def save_prompt_cache(path: Path, model: OrtStepModel, bundle_hash: str) -> int:
     if not n or len(memory.ids) != n:
         message = "no prompt is kept: nothing was generated yet, or the model's attention allows no reuse"
         raise UsageProblem("E-STATE", message, "generate with this engine first")
+    model.fetch_caches()
     tensors: dict[str, NDArray[np.generic]] = {"ids": memory.ids}
     tensors |= {name: np.ascontiguousarray(view) for name, view in views(memory.layout).items()}
     files.write_file(path, save(tensors, {"format": FORMAT, "bundle": bundle_hash}))
@@ -64,6 +65,7 @@ def load_prompt_cache(path: Path, model: OrtStepModel, bundle_hash: str) -> int:
                 if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
                     raise InputFileError("E-CACHE", f"{path}: {name} has NaN or infinity", hint)
                 view[...] = tensor
+            model.send_caches()
     except BaseException as error:
         model.discard()  # it may hold a part of the file
         if isinstance(error, (SafetensorError, OSError)):

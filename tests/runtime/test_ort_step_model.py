@@ -13,6 +13,7 @@ from dlm_edge.errors import DlmEdgeError
 from dlm_edge.runtime import Engine
 from dlm_edge.runtime.attention import AttentionSettings
 from dlm_edge.runtime.ort_step_model import OrtStepModel
+from dlm_edge.runtime.prompt_cache import load_prompt_cache, save_prompt_cache
 from dlm_edge.runtime.sequence_memory import CAPACITY_STEP
 from dlm_edge.runtime.session import open_session
 from dlm_edge.runtime.step_model import FULL_ATTENTION, Terminated
@@ -198,13 +199,16 @@ def test_damaged_graphs_give_coded_errors(bundles, tmp_path, change, code):
 
 
 class OnDevice(OrtStepModel):
-    """A session whose caches lie elsewhere than in the host's arrays, as far as the class can tell; it binds nothing."""
+    """A session whose caches lie elsewhere than in the host's arrays: in copies of them."""
 
     def __init__(self, opened, *rest):
         super().__init__(dataclasses.replace(opened, device="cuda"), *rest)
 
-    def _bind(self):
-        pass
+    def _value_of(self, array):
+        return self.ort.OrtValue.ortvalue_from_numpy(array.copy(), "cpu", 0)
+
+
+LOSA = AttentionSettings(policy="losa", selector="first")
 
 
 def on_device(bundle):
@@ -213,15 +217,38 @@ def on_device(bundle):
     return OnDevice(opened, manifest.model, manifest.cache_layout, manifest.cache_group)
 
 
-def test_another_device_forgets_what_a_new_binding_would_lose(bundles):
+def stored_on_a_device(bundles):
+    """16 positions that only the device has, and what they hold."""
     model = on_device(open_bundle(bundles["sdar"][1]))
     model.reset(16)
+    rng, written = np.random.default_rng(0), {}
+    for name, (array, value) in model.bound.items():
+        if name.startswith(("k_cache", "v_cache")):
+            written[name] = rng.standard_normal(array.shape).astype(array.dtype)
+            value.update_inplace(written[name])
     model.memory.layout.extend(16)
     model.memory.ids = np.arange(16)
-    model.reset(16)
+    return model, {name: values[:, :, :16] for name, values in written.items()}
+
+
+def held(model, names):
+    return {name: model.bound[name][1].numpy()[:, :, :16] for name in names}
+
+
+@pytest.mark.parametrize("change", [{"capacity": CAPACITY_STEP + 1}, {"attention": LOSA, "max_rows": 8}])
+def test_another_device_keeps_what_it_stored(bundles, change):
+    model, written = stored_on_a_device(bundles)
+    model.reset(**{"capacity": 16} | change)
     assert model.keep(np.arange(16), 8) == 16
-    model.reset(CAPACITY_STEP + 1)
-    assert model.keep(np.arange(16), 8) == 0
+    np.testing.assert_equal(held(model, written), written)
+
+
+def test_a_prompt_cache_passes_through_the_host(bundles, tmp_path):
+    model, written = stored_on_a_device(bundles)
+    save_prompt_cache(tmp_path / "prompt", model, "bundle")
+    other = on_device(open_bundle(bundles["sdar"][1]))
+    assert load_prompt_cache(tmp_path / "prompt", other, "bundle") == 16
+    np.testing.assert_equal(held(other, written), written)
 
 
 def test_another_device_refuses_what_the_host_would_have_to_write(bundles):
