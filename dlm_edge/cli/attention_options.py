@@ -26,10 +26,14 @@ OPTIONS = (
     click.option("--changed", type=int, metavar="N", help="flashblock: read the prompt again after N new tokens."),
     click.option("--keep", type=float, metavar="SHARE", help="sparsed: blocks of the text that each block reads."),
     click.option("--skip", type=float, metavar="X", help="sparsed: share of new tokens, or steps, before it begins."),
+    click.option(
+        "--planes", metavar="NAME", help="kv-int4x2: all 8 bits in a block's first step (first), or always (both)."
+    ),
 )
+OF_LAYOUTS = ("planes",)  # goes with every policy, and with some cache layouts
 FLAGS = (
     "budget", "page_size", "sink_pages", "recent_pages", "active", "drift", "selector", "dense_layers", "changed",
-    "keep", "skip",
+    "keep", "skip", *OF_LAYOUTS,
 )  # fmt: skip
 
 
@@ -54,7 +58,8 @@ def for_each_policy(names: tuple[str, ...], given: dict[str, Any]) -> list[dict[
     from dlm_edge.runtime.attention import POLICIES
 
     def own(name: str) -> tuple[str, ...]:
-        return POLICIES[name].options if name in POLICIES else tuple(given)  # the engine names the nearest one
+        # Of a name that is not known the engine says which is nearest.
+        return (*POLICIES[name].options, *OF_LAYOUTS) if name in POLICIES else tuple(given)
 
     for option in given:
         if not any(option in own(name) for name in names):

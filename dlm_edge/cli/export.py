@@ -23,7 +23,7 @@ from dlm_edge.cli.output import print_json, progress_line, size
     metavar="LAYOUT[,group=N]",
     default="kv",
     show_default=True,
-    help="How keys and values are stored: kv, kv-fp16, kv-int8, kv-int4, x-int8, x-int4, x-int3, x-int2, x-cl4, x-cl3, x-cl2, or none (full attention, every step computes everything).",
+    help="How keys and values are stored: kv, kv-fp16, kv-int8, kv-int4, kv-int4x2, x-int8, x-int4, x-int3, x-int2, x-cl4, x-cl3, x-cl2, or none (full attention, every step computes everything).",
 )
 @click.option("--restart", is_flag=True, help="Replace an existing bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dlm_edge.cli.attention_options import attention_options
-from dlm_edge.cli.output import print_json
+from dlm_edge.cli.decoding_options import decoding_options, settings_of, take_engine
+from dlm_edge.cli.output import print_json, progress_line
+from dlm_edge.cli.running_job import show_text, stop_on_interrupt
 from dlm_edge.errors import InputFileError, Stopped, UsageProblem
 
 if TYPE_CHECKING:
     from dlm_edge.runtime import Engine, Job, Result
-
-CACHES = {"prefix_cache": "prefix", "dual_cache": "dual", "no_cache": "none"}
 
 
 @click.command("generate")
@@ -26,23 +22,9 @@ CACHES = {"prefix_cache": "prefix", "dual_cache": "dual", "no_cache": "none"}
 @click.option("-p", "--prompt", metavar="TEXT", help="The prompt.")
 @click.option("--prompt-file", metavar="FILE", help="Read the prompt from FILE (- is standard input).")
 @click.option("--ids", is_flag=True, help="The prompt is a list of token ids.")
-@click.option("--raw", is_flag=True, help="Do not apply the chat template.")
-@click.option("--max-new-tokens", type=int, metavar="N", help="At most N tokens. Default: 128, or what fits.")
-@click.option("--sampler", metavar="NAME", help="static or threshold. Default: what the bundle says.")
-@click.option("--threshold", type=float, metavar="P", help="threshold: commit every token at least this likely.")
-@click.option("--steps", type=int, metavar="N", help="static: denoising steps in total. Default: one per token.")
-@click.option("--block-length", type=int, metavar="N", help="Tokens per block (models with full attention).")
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 always takes the likeliest token.")
-@click.option("--top-k", type=int, metavar="K", help="Draw among the K likeliest tokens.")
-@click.option("--top-p", type=float, metavar="P", help="Draw among the likeliest tokens that make up P.")
-@click.option("--seed", type=int, metavar="N", help="Same seed, same text.")
-@click.option("--prefix-cache", is_flag=True, help="Full attention: store K/V before the block. Approximate.")
-@click.option("--dual-cache", is_flag=True, help="Full attention: store K/V around the block. Approximate.")
-@click.option("--no-cache", is_flag=True, help="Compute the whole sequence at every step.")
-@attention_options
+@decoding_options
+@click.option("--suffix", metavar="TEXT", help="What follows the --max-new-tokens that are to be filled.")
 @click.option("--prompt-cache", metavar="FILE", help="Begin with what FILE keeps of a prompt; write FILE at the end.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--threads", type=int, metavar="N", help="Default: one per core.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--json-lines", is_flag=True, help="Print every event as one JSON line.")
 def command(bundle: str, as_json: bool, json_lines: bool, **options: Any) -> None:
@@ -54,18 +36,18 @@ def command(bundle: str, as_json: bool, json_lines: bool, **options: Any) -> Non
     if as_json and json_lines:
         raise UsageProblem("E-USAGE", "--json and --json-lines exclude each other", "give one of them")
     prompt = read_prompt(options.pop("prompt"), options.pop("prompt_file"), options.pop("ids"), options["raw"])
-    device, threads, kept = options.pop("device"), options.pop("threads"), options.pop("prompt_cache")
+    kept, opening = options.pop("prompt_cache"), take_engine(options)
     if kept is not None and options["no_cache"]:
         raise UsageProblem("E-USAGE", "--prompt-cache and --no-cache exclude each other", "give one of them")
-    settings = {name: value for name, value in with_cache(options).items() if value is not None}
+    raw, settings = options["raw"], settings_of(options)
 
     from dlm_edge.artifacts import resolve_bundle
     from dlm_edge.runtime import Engine
 
-    with Engine.open(resolve_bundle(bundle), device, threads=threads) as engine:
+    with Engine.open(resolve_bundle(bundle, say=progress_line), **opening) as engine:
         if kept is not None:
             load_kept(engine, Path(kept))
-        job = engine.submit(prompt, **settings)
+        job = engine.submit(prompt, raw=raw, **settings)
         with stop_on_interrupt(job):
             result = show(job, as_json=as_json, json_lines=json_lines)
         if kept is not None:
@@ -108,23 +90,9 @@ def show(job: Job, *, as_json: bool, json_lines: bool) -> Result:
             print(msgspec.json.encode(event).decode(), flush=True)
     elif as_json:
         print_json(msgspec.to_builtins(job.result()))
-    elif sys.stdout.isatty():
-        from dlm_edge.cli.live import show_live
-
-        show_live(job)
     else:
-        print_text(job)
+        show_text(job)
     return job.result()
-
-
-def print_text(job: Job) -> None:
-    """Committed text as it comes, for a pipe; control characters stay as the model wrote them."""
-    from dlm_edge.runtime import Text
-
-    for event in job:
-        if isinstance(event, Text):
-            print(event.text, end="", flush=True)
-    print()
 
 
 def read_prompt(text: str | None, file: str | None, is_ids: bool, raw: bool) -> str | list[int]:
@@ -151,26 +119,3 @@ def read_file(file: str) -> str:
         raise InputFileError("E-FILE", f"{file}: {error.strerror}", "give a text file") from error
     except UnicodeDecodeError as error:
         raise InputFileError("E-UTF8", f"{file} is not UTF-8 at byte {error.start}", "convert it") from error
-
-
-def with_cache(options: dict[str, Any]) -> dict[str, Any]:
-    """The three cache flags become the one setting `cache`."""
-    chosen = [kind for flag, kind in CACHES.items() if options.pop(flag)]
-    if len(chosen) > 1:
-        raise UsageProblem("E-USAGE", "--prefix-cache, --dual-cache and --no-cache exclude each other", "give one")
-    return options | ({"cache": chosen[0]} if chosen else {})
-
-
-@contextmanager
-def stop_on_interrupt(job: Job) -> Iterator[None]:
-    """The first Ctrl-C cancels the job and keeps its text; the second one is a KeyboardInterrupt."""
-
-    def stop(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        job.cancel()
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -37,7 +37,7 @@ def command(path: str, outliers: bool, calib_data: Path | None, seed: int, plot:
         return
     dtypes = ", ".join(f"{count} {name}" for name, count in found.dtypes.items())
     print(f"{found.kind}: {found.family} ({found.architecture}), {found.parameters / 1e6:.1f} M parameters")
-    print(f"size          {size(found.size_bytes)} ({dtypes})")
+    print(f"size          {size(found.size_bytes)}" + (f" ({dtypes})" if dtypes else ""))
     print(f"cache         {found.cache_layout}, {size(round(found.cache_bytes_per_token))} per token")
     for key, value in found.conventions.items():
         print(f"{key:16}  {value}")

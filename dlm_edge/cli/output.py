@@ -6,13 +6,17 @@ import json
 import sys
 from typing import Any
 
+from dlm_edge.cli.common_options import is_quiet
+
 
 def print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
 def progress_line(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    """A line, never a bar: what a pipe collects stays readable. Nothing with -q."""
+    if not is_quiet():
+        print(text, file=sys.stderr, flush=True)
 
 
 def size(n_bytes: float) -> str:

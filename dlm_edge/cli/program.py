@@ -17,20 +17,11 @@ except ImportError:  # the library works without it, the command line does not
     raise SystemExit(5) from None
 
 from dlm_edge import __version__
+from dlm_edge.cli.common_options import with_common_options
 from dlm_edge.errors import DlmEdgeError, InputFileError, InternalError, Stopped, UsageProblem
+from dlm_edge.verbs import VERBS
 
-VERBS = {  # verb: module that holds a click command named `command`
-    "quantize": "dlm_edge.cli.quantize",
-    "export": "dlm_edge.cli.export",
-    "convert": "dlm_edge.cli.convert",
-    "generate": "dlm_edge.cli.generate",
-    "eval": "dlm_edge.cli.eval",
-    "bench": "dlm_edge.cli.bench",
-    "inspect": "dlm_edge.cli.inspect",
-    "estimate": "dlm_edge.cli.estimate",
-    "doctor": "dlm_edge.cli.doctor",
-    "demo": "dlm_edge.cli.demo",
-}
+COMPLETION_VARIABLE = "_DLM_EDGE_COMPLETE"  # set by the scripts of `dlm-edge completion`
 
 
 class LazyVerbs(click.Group):
@@ -42,8 +33,7 @@ class LazyVerbs(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in VERBS:
             return None
-        command: click.Command = importlib.import_module(VERBS[name]).command
-        return command
+        return with_common_options(importlib.import_module(VERBS[name]).command)
 
     def resolve_command(
         self, context: click.Context, args: list[str]
@@ -68,11 +58,16 @@ def main(argv: Sequence[str] | None = None, *, program_name: str = "dlm-edge") -
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in arguments
+    flags: set[str] = set()  # of common_options.py
+    if os.environ.get(COMPLETION_VARIABLE, "").startswith("powershell_"):
+        importlib.import_module("dlm_edge.cli.powershell")  # click knows the other shells
     try:
-        code = program.main(args=arguments, prog_name=program_name, standalone_mode=False)
+        code = program.main(args=arguments, prog_name=program_name, standalone_mode=False, obj=flags)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0  # click returns the code of context.exit here
     except DlmEdgeError as error:
+        if "verbose" in flags:
+            traceback.print_exc()
         return report(error, as_json)
     except click.ClickException as error:
         if as_json:
@@ -84,8 +79,8 @@ def main(argv: Sequence[str] | None = None, *, program_name: str = "dlm-edge") -
     except BrokenPipeError:  # the reader of our output has gone, as in `dlm-edge ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except ImportError as error:
-        if error.name and error.name.split(".")[0] in EXTRAS:
+    except ModuleNotFoundError as error:
+        if error.name and not error.name.startswith("dlm_edge"):
             return report(missing(error.name), as_json)
         return report(bug(error), as_json)
     except OSError as error:
@@ -97,14 +92,17 @@ def main(argv: Sequence[str] | None = None, *, program_name: str = "dlm-edge") -
         return report(bug(error), as_json)
 
 
-EXTRAS = {"torch": "quant", "onnx": "export", "rich": "cli", "onnxruntime": "cpu", "platformdirs": "cli"}
+EXTRAS = {
+    "torch": "quant", "onnx": "export", "rich": "cli", "onnxruntime": "cpu", "starlette": "server", "uvicorn": "server",
+}  # fmt: skip
 
 
 def missing(module: str) -> DlmEdgeError:
     from dlm_edge.errors import EnvironmentProblem
 
     name = module.split(".")[0]
-    return EnvironmentProblem("E-DEPENDENCY", f"this command needs {name}", f"pip install 'dlm-edge[{EXTRAS[name]}]'")
+    line = f"pip install 'dlm-edge[{EXTRAS[name]}]'" if name in EXTRAS else f"pip install {name}"
+    return EnvironmentProblem("E-DEPENDENCY", f"this command needs {name}", f"{line}; `dlm-edge doctor` says what else")
 
 
 def bug(error: Exception) -> InternalError:

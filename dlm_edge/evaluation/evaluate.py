@@ -16,6 +16,7 @@ from dlm_edge.errors import UsageProblem
 from dlm_edge.evaluation.commit_flips import count_flips, record_steps
 from dlm_edge.evaluation.masked_nll import MaskedNll, masked_nll, standard_error, text_windows
 from dlm_edge.evaluation.tasks import LONG_TASKS, SHORT_TASKS, Sample, make_samples
+from dlm_edge.nearest import nearest
 from dlm_edge.runtime import Engine, Result
 from dlm_edge.runtime.denoise import DecodeSettings
 from dlm_edge.runtime.samplers import SAMPLERS
@@ -117,7 +118,7 @@ def plan_tasks(suite: str, tasks: list[str] | None, samples: int | None) -> dict
     known = {**SHORT_TASKS, **LONG_TASKS}
     for name in tasks or []:
         if name not in known:
-            raise UsageProblem("E-USAGE", f"task {name!r} is not known", f"known: {', '.join(known)}")
+            raise UsageProblem("E-USAGE", f"task {name!r} is not known", nearest(name, known))
     plan = SUITES[suite].samples
     if tasks:
         plan = {name: plan.get(name, 20) for name in tasks}

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from dlm_edge.cli import main
-from dlm_edge.cli.attention_options import FLAGS, OPTIONS, for_each_policy, policy_options
+from dlm_edge.cli.attention_options import FLAGS, OF_LAYOUTS, OPTIONS, for_each_policy, policy_options
 from dlm_edge.errors import UsageProblem
 from dlm_edge.export import export
 from dlm_edge.runtime.attention import POLICIES
@@ -27,7 +27,7 @@ def test_every_flag_is_taken():
 
     declared = {parameter.name for parameter in policy_options(command).__click_params__}  # type: ignore[attr-defined]
     assert declared == set(FLAGS) and len(OPTIONS) == len(FLAGS)
-    assert set(FLAGS) <= {option for policy in POLICIES.values() for option in policy.options}
+    assert set(FLAGS) - set(OF_LAYOUTS) <= {option for policy in POLICIES.values() for option in policy.options}
 
 
 def test_options_go_to_the_policies_that_have_them():
@@ -39,6 +39,8 @@ def test_options_go_to_the_policies_that_have_them():
     ]
     with pytest.raises(UsageProblem, match="--page-size is no option of dense, flashblock"):
         for_each_policy(("dense", "flashblock"), {"page_size": 8})
+    rows = for_each_policy(("dense", "losa"), {"budget": 64, "planes": "both"})
+    assert rows == [{"attention": "dense", "planes": "both"}, {"attention": "losa", "budget": 64, "planes": "both"}]
 
 
 def test_bench_says_what_every_policy_read(bundle, capsys):
