@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MAX_TOKENIZER_BYTES = 64 << 20
 CHARACTERS_PER_POSITION = 64  # no text of more characters than this per context position could fit
+LONG_TEXT = 10_000  # characters from which on the library's batch form is used: it lets other threads of the process run
 ROLES = ("system", "user", "assistant", "tool")
 REPLACEMENT = "\ufffd"  # what decoders write for bytes that are no character, or not one yet
 
@@ -125,7 +126,10 @@ class TextCodec:
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         with self._library_errors():
-            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+            if len(text) < LONG_TEXT:
+                ids: list[int] = self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+            else:
+                ids = self.tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids
         return ids
 
     def _check_mask(self, ids: list[int]) -> list[int]:

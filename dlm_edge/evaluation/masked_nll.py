@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from dlm_edge.evaluation.text import python_sources
 from dlm_edge.families.spec import ModelSpec
-from dlm_edge.runtime.step_model import FULL_ATTENTION, StepModel
+from dlm_edge.runtime.step_model import FULL_ATTENTION, Logits, StepModel
 
 BUCKETS = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
 DRAWS_PER_WINDOW = 4  # full attention only: one forward pass each
@@ -65,29 +65,32 @@ def masked_nll(model: StepModel, spec: ModelSpec, windows: NDArray[np.int64], se
 def _block_window(
     model: StepModel, spec: ModelSpec, ids: NDArray[np.int64], rng: np.random.Generator
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """One clean pass fills the caches; then every block is hidden in part, from the last to the first.
+    """Every block hidden in part behind the stored keys of those before it; then its clean pass is stored, as the loop does.
 
-    In that order a noisy block overwrites only cache slots that no later pass reads.
+    Windows of one block each, so that whatever a cache layout rounds is in the figure.
     """
     length, shift = spec.conventions.block_length, spec.conventions.logit_shift
-    starts = np.arange(0, len(ids), length)
-    clean_rows = starts[1:] - 1 if shift else np.arange(0)
-    clean = model.run(ids, 0, 0, length, clean_rows)
+    starts = np.arange(0, len(ids), length).tolist()
     hidden_counts = rng.permutation(np.resize(np.arange(1, length + 1), len(starts)))
+    sizes = [len(ids[start : start + length]) for start in starts]
+    drawn = [np.sort(rng.permutation(sizes[b])[: hidden_counts[b]]) for b in reversed(range(len(starts)))][::-1]
     tally = Tally()
-    for block, start in reversed(list(enumerate(starts))):
-        target = ids[start : start + length]
-        masked = np.sort(rng.permutation(len(target))[: hidden_counts[block]])
+    before: Logits = np.empty((0, spec.vocab_size), np.float32)  # of the last clean position
+    for start, size, masked in zip(starts, sizes, drawn, strict=True):
+        target = ids[start : start + size]
         noisy = target.copy()
         noisy[masked] = spec.conventions.mask_id
         rows = masked - shift
-        logits = model.run(noisy, int(start), int(start), length, rows[rows >= 0])
+        logits = model.run(noisy, start, start, length, rows[rows >= 0])
         if shift and masked[0] == 0:
             if start == 0:
                 masked = masked[1:]  # nothing comes before the first token of all
             else:
-                logits = np.concatenate([clean[block - 1 : block], logits])
-        tally.add(negative_log_likelihood(logits, target[masked], spec), len(target))
+                logits = np.concatenate([before, logits])
+        tally.add(negative_log_likelihood(logits, target[masked], spec), size)
+        last = np.array([size - 1] * shift, np.int64)
+        before = model.run(target, start, start, length, last, stored_rows=size).copy()
+        model.store(start, start + size)
     return tally.result(len(ids))
 
 
