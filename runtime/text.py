@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 MAX_TOKENIZER_BYTES = 64 << 20
 CHARACTERS_PER_POSITION = 64  # no text of more characters than this per context position could fit
-LONG_TEXT = (
-    10_000  # characters from which on the library's batch form is used: it lets other threads of the process run
-)
+LONG_TEXT = 10_000  # characters; from there on the batch form is used, which lets other threads of the process run
 ROLES = ("system", "user", "assistant", "tool")
 REPLACEMENT = "\ufffd"  # what decoders write for bytes that are no character, or not one yet
 
