@@ -35,7 +35,7 @@ from dlm_edge.memory import peak_rss_bytes, rss_bytes
 from dlm_edge.runtime import Engine
 
 CONTEXTS = {"reference": (1024, 4096), "reference-full": (1024, 4096), "wide": (1024, 4096)}
-KV = ("kv-fp32", "kv-fp16", "kv-int8", "kv-int4")
+KV = ("kv-fp32", "kv-fp16", "kv-int8", "kv-int4x2", "kv-int4")
 X = ("x-int8", "x-int4", "x-int3", "x-int2", "x-cl4", "x-cl3", "x-cl2")
 NEW_TOKENS = 16
 
