@@ -57,9 +57,11 @@ class OrtStepModel:
         self._running: Any = None  # RunOptions of the run in progress
         self._terminated = False
         self._check_signature()
-        if self.device != "cpu" and self.stored_names:
-            message = f"the cache layout {layout} is written by the host, which {self.device} sessions do not do yet"
-            raise EnvironmentProblem("E-DEVICE", message, "export with --cache kv, or choose --device cpu")
+        if self.device != "cpu" and layout_kind(layout).has_planes:
+            message = f"the cache layout {layout} lies in planes, which the operators of {self.device} do not read"
+            raise EnvironmentProblem(
+                "E-DEVICE", message, "export with --cache kv-int8 or kv-int4, or choose --device cpu"
+            )
 
     @property
     def capacity(self) -> int:
@@ -69,9 +71,10 @@ class OrtStepModel:
         with self._lock:
             self._terminated = False
         self.drift[0] = attention.drift
-        if self.device != "cpu" and attention.needs_bounds:
-            message = f"attention {attention.policy} by page bounds needs caches in the host's memory"
-            raise UsageProblem("E-PARAM", message, "on this device use losa with the selector first, or mage")
+        if self.device != "cpu" and attention.needs_bounds and self.memory.form == "float":
+            message = f"attention {attention.policy} by page bounds needs keys that pass through the host's memory"
+            hint = "on this device use losa with the selector first, or mage, or export with --cache kv-int8"
+            raise UsageProblem("E-PARAM", message, hint)
         if capacity > self.capacity:  # the caches grow in the host's memory
             self.fetch_caches()
         if self.memory.reserve(capacity, attention, max_rows):
@@ -144,12 +147,17 @@ class OrtStepModel:
     def store(self, start: int, end: int) -> None:
         assert self.window[0] == start and end - start <= len(self.window[1]), "only the last window can be stored"
         self.memory.store(start, self.window[1][: end - start], self.new)
+        if self.memory.form != "float":
+            self.send_caches()
         self.new = {}  # as large as the cache itself, or larger
         for name in self.stored_names:
             self.storing.bind_output(name, "cpu")
 
     def keep(self, ids: Ids, multiple: int) -> int:
-        return self.memory.keep(ids, multiple)
+        before, kept = self.memory.layout.cursor, self.memory.keep(ids, multiple)
+        if kept < before and self.memory.form != "float":  # the last group or page may have changed
+            self.send_caches()
+        return kept
 
     def stored_prefix(self, ids: Sequence[int]) -> int:
         return self.memory.stored_prefix(ids)
@@ -177,18 +185,20 @@ class OrtStepModel:
 
     def fetch_caches(self) -> None:
         """Copy what the graph stored on a device to the memory's arrays; on the CPU they are the same."""
-        if self.device != "cpu" and self.memory.layout.cursor:
+        if self.device != "cpu" and self.memory.form == "float" and self.memory.layout.cursor:
             for layer in range(self.spec.n_layers):
                 for name, view in self.memory.layout.state(layer).items():
                     view[...] = self.bound[f"{name}.{layer}"][1].numpy()[..., : view.shape[-2], :]
 
     def send_caches(self) -> None:
-        """Copy the memory's caches to the device."""
-        if self.device != "cpu":
-            for layer in range(self.spec.n_layers):
-                for name in self.memory.layout.buffers(layer):
-                    array, value = self.bound[f"{name}.{layer}"]
-                    value.update_inplace(array)
+        """Copy the memory's caches, and page bounds that are in use, to the device: whole arrays, since a part cannot be."""
+        if self.device == "cpu" or not self.bound:
+            return
+        for layer in range(self.spec.n_layers):
+            bounds = self.memory.bounds.buffers(layer) if self.memory.has_bounds else {}
+            for name in (*self.memory.layout.buffers(layer), *bounds):
+                array, value = self.bound[f"{name}.{layer}"]
+                value.update_inplace(array)
 
     def discard(self) -> None:
         self.bound = {}

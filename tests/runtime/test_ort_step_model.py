@@ -12,8 +12,10 @@ from dlm_edge.bundle import open_bundle
 from dlm_edge.errors import DlmEdgeError
 from dlm_edge.runtime import Engine
 from dlm_edge.runtime.attention import AttentionSettings
+from dlm_edge.runtime.denoise import DecodeSettings, denoise
 from dlm_edge.runtime.ort_step_model import OrtStepModel
 from dlm_edge.runtime.prompt_cache import load_prompt_cache, save_prompt_cache
+from dlm_edge.runtime.samplers import SAMPLERS
 from dlm_edge.runtime.sequence_memory import CAPACITY_STEP
 from dlm_edge.runtime.session import open_session
 from dlm_edge.runtime.step_model import FULL_ATTENTION, Terminated
@@ -251,8 +253,47 @@ def test_a_prompt_cache_passes_through_the_host(bundles, tmp_path):
     np.testing.assert_equal(held(other, written), written)
 
 
-def test_another_device_refuses_what_the_host_would_have_to_write(bundles):
+def test_another_device_refuses_bounds_of_keys_that_never_pass_the_host(bundles):
     model = on_device(open_bundle(bundles["sdar"][1]))
     with pytest.raises(DlmEdgeError) as caught:
         model.reset(16, AttentionSettings(policy="quest"))
     assert caught.value.code == "E-PARAM"
+
+
+def decoded(model, prompt, attention):
+    conventions = model.spec.conventions
+    settings = DecodeSettings(
+        gen_len=40,
+        block_length=conventions.block_length,
+        sub_block_length=conventions.sub_block_length,
+        cache="prefix" if conventions.attention == "full" else "block",
+        attention=attention,
+    )
+    tokens, stats = denoise(model, conventions, prompt, settings, SAMPLERS["static"])
+    return tokens, stats.reused_tokens
+
+
+@pytest.mark.parametrize("layout", ["kv-int8", "kv-int4", "x-int4", "x-cl3"])
+@pytest.mark.parametrize("family", ["sdar", "llada"])
+@pytest.mark.parametrize("policy", ["dense", "quest"])
+def test_what_the_host_stores_reaches_another_device(open_with, family, layout, policy):
+    """The second request reuses a part of the first one's prompt, and the third one needs larger caches."""
+    open_with(family, layout)
+    bundle = open_bundle(open_with.folder / f"{family}-{layout}")
+    opened, manifest = open_session(bundle.graph_path, threads=1), bundle.manifest
+    here = OrtStepModel(opened, manifest.model, manifest.cache_layout, manifest.cache_group)
+    there = on_device(bundle)
+    attention = AttentionSettings(policy=policy, budget=16, page_size=8)
+    prompt = [5 + i * 7 % 180 for i in range(150)]
+    for ids in (prompt, prompt[:100] + [9] * 30, prompt * 2):
+        found = decoded(there, ids, attention)
+        assert found == decoded(here, ids, attention)
+    if (family, policy) == ("sdar", "dense") and layout.startswith("kv"):  # x layouts go back by whole groups
+        assert found[1] > 0, "nothing was reused"
+
+
+def test_another_device_refuses_planes(open_with):
+    open_with("sdar", "kv-int4x2")
+    with pytest.raises(DlmEdgeError) as caught:
+        on_device(open_bundle(open_with.folder / "sdar-kv-int4x2"))
+    assert caught.value.code == "E-DEVICE"
