@@ -53,7 +53,8 @@ def parse(line: str) -> Requirement | None:
     if match is None or match[1].lower() == "dlm-edge":
         return None
     extra = EXTRA.search(match[4] or "")
-    return Requirement(match[1], match[3].strip(), extra[1] if extra else None)
+    lowest_first = ",".join(sorted(map(str.strip, match[3].split(",")), reverse=True))  # builders of metadata sort them
+    return Requirement(match[1], lowest_first, extra[1] if extra else None)
 
 
 def read_pyproject() -> list[str]:

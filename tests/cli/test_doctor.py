@@ -320,3 +320,7 @@ def test_versions_are_compared_as_numbers(versions, version, accepted):
 def test_our_own_requirements_are_known():
     by_extra = {r.extra for r in requirements()}
     assert {None, "cpu", "cuda", "cli", "quant", "export"} <= by_extra and numbers("1.10.0rc1") == (1, 10)
+
+
+def test_the_order_of_a_metadata_builder_does_not_show():
+    assert parse("onnxruntime<2,>=1.24.4; extra == 'cpu'") == parse("onnxruntime>=1.24.4,<2; extra == 'cpu'")
