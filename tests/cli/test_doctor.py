@@ -292,7 +292,7 @@ def test_the_model_of_one_node_is_what_onnx_would_write():
     ("line", "expected"),
     [
         ("numpy>=1.26", Requirement("numpy", ">=1.26", None)),
-        ('onnxruntime<2,>=1.24.4; extra == "cpu"', Requirement("onnxruntime", "<2,>=1.24.4", "cpu")),
+        ('onnxruntime<2,>=1.24.4; extra == "cpu"', Requirement("onnxruntime", ">=1.24.4,<2", "cpu")),
         ("onnxruntime-gpu[cuda,cudnn]<2; extra == 'cuda'", Requirement("onnxruntime-gpu", "<2", "cuda")),
         ("torch (>=2.4) ; extra == 'quant'", Requirement("torch", ">=2.4", "quant")),
         ('dlm-edge[cpu]; extra == "dev"', None),
