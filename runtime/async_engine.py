@@ -94,5 +94,5 @@ class AsyncEngine:
 
 
 def drop(submitted: asyncio.Future[Job]) -> None:
-    if submitted.exception() is None:
+    if not submitted.cancelled() and submitted.exception() is None:
         submitted.result().cancel()

@@ -44,8 +44,7 @@ class Child:
         self.requests, self.answers = requests, answers
         self.engine: Engine | None = None
         self.jobs: dict[int, Job] = {}
-        self._changed: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self._writing = threading.Lock()
+        self._changed: queue.SimpleQueue[int | Answer | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write_events, name="dlm-edge-events", daemon=True)
 
     def run(self) -> None:
@@ -82,12 +81,21 @@ class Child:
         elif self.engine is None:
             raise UsageProblem("E-STATE", "no model is open", "send open first")
         elif isinstance(request, Submit):
-            job = self.engine.submit(request.prompt, raw=request.raw, is_watched=request.frames, **request.settings)
+            fixed = request.settings.get("fixed")
+            settings = request.settings | ({"fixed": integer_keys(fixed)} if isinstance(fixed, dict) else {})
+            job = self.engine.submit(request.prompt, raw=request.raw, is_watched=request.frames, **settings)
             self.jobs[request.id] = job
             job.watch(lambda: self._changed.put(request.id))
         else:
+            # A verb may wait for the jobs before it, which a later request may cancel.
             verb: Callable[..., Any] = getattr(self.engine, request.verb)
+            threading.Thread(target=self._call, args=(request, verb), name="dlm-edge-call", daemon=True).start()
+
+    def _call(self, request: Call, verb: Callable[..., Any]) -> None:
+        try:
             self.say(Reply(request.id, msgspec.to_builtins(verb(**request.arguments))))
+        except Exception as error:
+            self.say(Failure.of(request.id, error))
 
     @staticmethod
     def about(engine: Engine) -> dict[str, Any]:
@@ -101,16 +109,21 @@ class Child:
         }
 
     def say(self, answer: Answer) -> None:
-        with self._writing:
-            self.answers.write(line(answer))
-            self.answers.flush()
+        """Without waiting for the reader: who reads requests must go on reading them."""
+        self._changed.put(answer)
+
+    def _write(self, answer: Answer) -> None:
+        self.answers.write(line(answer))
+        self.answers.flush()
 
     def _write_events(self) -> None:
         """A slow reader gets joined texts and fewer frames, as from a Job."""
         try:
-            while (number := self._changed.get()) is not None:
-                if number in self.jobs:
-                    self._write_of(number)
+            while (item := self._changed.get()) is not None:
+                if not isinstance(item, int):
+                    self._write(item)
+                elif item in self.jobs:
+                    self._write_of(item)
             for number in list(self.jobs):
                 self._write_of(number)
         except OSError:
@@ -120,13 +133,18 @@ class Child:
         try:
             while events := self.jobs[number].poll():
                 for event in events:
-                    self.say(Happened(number, event))
+                    self._write(Happened(number, event))
                     if isinstance(event, Finished):
                         del self.jobs[number]
                         return
         except DlmEdgeError as error:
-            self.say(Failure.of(number, error))
+            self._write(Failure.of(number, error))
             del self.jobs[number]
+
+
+def integer_keys(given: dict[str, Any]) -> dict[Any, Any]:
+    """JSON has only strings as keys."""
+    return {int(key) if key.isascii() and key.isdecimal() and len(key) <= 9 else key: given[key] for key in given}
 
 
 def main() -> None:

@@ -11,10 +11,13 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
-from dlm_edge.errors import DlmEdgeError, JobError
+import msgspec
+
+from dlm_edge.errors import DlmEdgeError, JobError, UsageProblem
 from dlm_edge.runtime.events import Finished
 from dlm_edge.runtime.job import Job
-from dlm_edge.runtime.pipe_protocol import Cancel, Close, Failure, Happened, Request, decode_answer, line
+from dlm_edge.runtime.pipe_protocol import MAX_LINE, Cancel, Close, Failure, Happened, Request, decode_answer, line
+from dlm_edge.runtime.worker import as_internal
 
 CLOSE_TIMEOUT_S = 5.0
 LOG_LINES = 20
@@ -44,13 +47,27 @@ class ChildProcess:
                 raise self.crash()
             number = next(self.numbers)
             self.waiting[number] = waits
-        self.send(make(number))
+        try:
+            data = line(make(number))
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            self.waiting.pop(number, None)
+            raise UsageProblem(
+                "E-PARAM", f"a request cannot be sent: {error}", "give text, numbers, lists and maps"
+            ) from error
+        if len(data) > MAX_LINE:
+            self.waiting.pop(number, None)
+            raise UsageProblem(
+                "E-PROMPT", f"a request has {len(data)} bytes, more than {MAX_LINE}", "shorten the prompt"
+            )
+        self._write(data)
         return number
 
     def send(self, request: Request) -> None:
         """A process that has just ended is noticed by the reader."""
+        self._write(line(request))
+
+    def _write(self, data: bytes) -> None:
         assert self.process.stdin is not None
-        data = line(request)
         with self._lock, suppress(OSError, ValueError):
             while data:
                 data = data[self.process.stdin.write(data) or 0 :]
@@ -65,7 +82,13 @@ class ChildProcess:
         with self.process.stdout as pipe:
             lines = open(pipe.fileno(), "rb", closefd=False)  # noqa: SIM115 - buffered, over the same pipe
             for text in lines:
-                self._deliver(decode_answer(text))
+                try:
+                    answer = decode_answer(text)
+                except msgspec.DecodeError as error:  # whoever waits must hear of it
+                    self.log.append(f"it wrote what is no answer: {error}")
+                    self.process.kill()
+                    break
+                self._deliver(answer)
         self.process.wait()
         self.log_reader.join()
         with self._lock:
@@ -89,11 +112,15 @@ class ChildProcess:
     def _happen(self, answer: Happened, job: Job) -> None:
         if isinstance(answer.event, Finished):
             self.waiting.pop(answer.id, None)
-            job.finish(answer.event.result)
+            try:
+                job.finish(answer.event.result)
+            except BaseException as raised:  # noqa: BLE001 - as below
+                job.fail(as_internal(raised))
             return
         try:
             job.emit(answer.event)
-        except DlmEdgeError as error:  # of the application's callback
+        except BaseException as raised:  # noqa: BLE001 - of the application's callback; this thread must go on
+            error = raised if isinstance(raised, DlmEdgeError) else as_internal(raised)
             self.waiting.pop(answer.id, None)
             self.send(Cancel(answer.id))
             job.fail(error)

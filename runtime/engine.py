@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from dlm_edge.errors import UsageProblem
 from dlm_edge.families.spec import ModelSpec
+from dlm_edge.runtime.budget import cache_bytes, check_budget
 from dlm_edge.runtime.events import EngineStats, Event, Result
 from dlm_edge.runtime.job import Job
 from dlm_edge.runtime.job_runner import JobRunner
@@ -125,7 +126,18 @@ class Engine:
         from dlm_edge.runtime.prompt_cache import load_prompt_cache
 
         self._check_keeps_prompts()
-        return self._worker.call(lambda: load_prompt_cache(Path(path), self._latest_model(), self.parts.bundle_hash))
+
+        def load() -> int:
+            return load_prompt_cache(Path(path), self._latest_model(), self.parts.bundle_hash, self._admit)
+
+        return self._worker.call(load)
+
+    def _admit(self, positions: int) -> None:
+        """Room for a prompt that is loaded: no job is in flight then. Raises E-MEM."""
+        parts, seats = self.parts, self._worker.seats
+        working = cache_bytes(parts.spec, parts.cache_layout, parts.cache_group, positions)
+        check_budget(parts.memory_budget, parts.weight_bytes, working)
+        seats.hold(seats.latest, working)
 
     def forget_prompt(self) -> None:
         """Let the next request compute its whole prompt."""

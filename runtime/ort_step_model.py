@@ -206,7 +206,7 @@ class OrtStepModel:
             binding.clear_binding_inputs()
             binding.clear_binding_outputs()
         self.memory.discard()
-        self.new = {}
+        self.new, self.logits = {}, np.empty((0, self.spec.vocab_size), np.float32)
         with self._lock:
             self._running = None
 

@@ -6,6 +6,7 @@ of the bundle's graph data; nothing in it is executed, and every name, shape and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ def save_prompt_cache(path: Path, model: OrtStepModel, bundle_hash: str) -> int:
     return n
 
 
-def load_prompt_cache(path: Path, model: OrtStepModel, bundle_hash: str) -> int:
+def load_prompt_cache(
+    path: Path, model: OrtStepModel, bundle_hash: str, admit: Callable[[int], None] = lambda positions: None
+) -> int:
     """Put a saved prompt into the caches; returns its positions. E-CACHE for a file that is not one of this bundle.
 
     Page bounds are not in it: attention policies that need them compute the prompt again.
@@ -54,6 +57,7 @@ def load_prompt_cache(path: Path, model: OrtStepModel, bundle_hash: str) -> int:
             ids = file.get_tensor("ids")
             if ids.min() < 0 or ids.max() >= model.spec.vocab_size:
                 raise InputFileError("E-CACHE", f"{path} has ids that are no tokens of this model", hint)
+            admit(len(ids))
             model.discard()
             model.reset(len(ids))
             model.memory.layout.restore(len(ids))

@@ -55,6 +55,14 @@ class Seats:
             other.discard()
         return sum(each.reserved for each in self.all) + job.request.working_bytes <= self.room or not self._has_jobs()
 
+    def hold(self, seat: Seat, working: int) -> None:
+        """Make `seat` begin anew with so many bytes, while no job is in flight."""
+        seat.discard()
+        seat.reserved = working
+        for other in sorted(self.all, key=lambda each: each.used_at):
+            if other is not seat and self.room is not None and sum(each.reserved for each in self.all) > self.room:
+                other.discard()
+
     def _has_jobs(self) -> bool:
         return any(seat.is_taken for seat in self.all)
 

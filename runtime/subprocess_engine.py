@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import weakref
@@ -88,6 +89,9 @@ class SubprocessEngine:
         **settings: Any,
     ) -> Job:
         """What the engine refuses comes as the job's error, not from here."""
+        for name, value in settings.items():
+            if isinstance(value, float) and not math.isfinite(value):  # JSON would make it null: the default
+                raise UsageProblem("E-PARAM", f"{name} is {value}", "give a finite number")
         child = self._alive()
         owner = Owner(child)
         given: str | list[Any] = prompt if isinstance(prompt, str) else list(prompt)
@@ -117,6 +121,8 @@ class SubprocessEngine:
 
     def close(self, *, wait: bool = False) -> None:
         """Cancel all jobs, or `wait` for them, and end the process. Closing again does nothing."""
+        if threading.current_thread() is self._child.reader:
+            raise UsageProblem("E-REENTRANT", "the engine was called from its own callback", "call it elsewhere")
         with self._lock:
             self._closed = True
         self._child.end(wait=wait)

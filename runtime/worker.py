@@ -116,8 +116,12 @@ class Worker:
             lower_this_thread()
         while self._wait_for_work():
             self._admit()
-            for running in list(self._in_flight):
-                self._turn(running)
+            self._take_turns()
+
+    def _take_turns(self) -> None:
+        """Apart from `_run`, so that an idle thread does not hold the last job, whose callback may hold the engine."""
+        for running in list(self._in_flight):
+            self._turn(running)
 
     def _wait_for_work(self) -> bool:
         with self._wake:
@@ -131,10 +135,10 @@ class Worker:
             if not isinstance(work, Job):
                 if self._in_flight:
                     return
-                self._queue.popleft()
+                self._drop_first()
                 work()
             elif work.state != "queued":  # cancelled
-                self._queue.popleft()
+                self._drop_first()
             elif (seat := self.seats.take(work)) is None:
                 return
             else:
@@ -142,6 +146,10 @@ class Worker:
                 with self._wake:
                     self._queue.popleft()
                     self._in_flight.append(running)
+
+    def _drop_first(self) -> None:
+        with self._wake:  # others walk through the queue
+            self._queue.popleft()
 
     def _turn(self, running: Running) -> None:
         has_ended = True

@@ -1,5 +1,6 @@
 """Prompts kept in a file: a new engine goes on with them, and whatever else the file holds is refused."""
 
+import dataclasses
 import json
 import threading
 
@@ -10,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from dlm_edge.bundle import open_bundle
 from dlm_edge.cli import main
-from dlm_edge.errors import DlmEdgeError, InputFileError
+from dlm_edge.errors import DlmEdgeError, InputFileError, ResourceError
 from dlm_edge.runtime import Engine
 from dlm_edge.runtime.engine import Engine as EngineClass
 from tests.runtime.conftest import toy_parts
@@ -307,3 +308,12 @@ def test_command_says_when_there_is_nothing_to_write(bundles, capsys, tmp_path):
     assert main([*arguments, "--prompt-cache", str(tmp_path / "kept")]) == 0
     assert capsys.readouterr().err == "prompt cache: nothing written, no whole block was stored (E-STATE)\n"
     assert not (tmp_path / "kept").exists()
+
+
+def test_a_file_beyond_the_memory_budget_is_refused(saved):
+    engine, _, path = saved()
+    parts = dataclasses.replace(engine.parts, memory_budget=engine.parts.weight_bytes + 1000)
+    with EngineClass(parts) as small:
+        with pytest.raises(ResourceError) as error:
+            small.load_prompt_cache(path)
+        assert error.value.code == "E-MEM"

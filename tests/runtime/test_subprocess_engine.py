@@ -89,6 +89,61 @@ def test_prompt_caches(remote, tmp_path):
     assert remote.load_prompt_cache(tmp_path / "kept") == kept > 0
 
 
+def test_a_cancel_does_not_wait_behind_a_call(remote):
+    job = remote.submit([5, 6, 7], **LONG)
+    next(iter(job))
+    asking = threading.Thread(target=remote.forget_prompt)  # it waits for the jobs before it
+    asking.start()
+    job.cancel()
+    assert job.result(20).stop_reason == "cancelled"
+    asking.join(20)
+    assert not asking.is_alive()
+
+
+def test_whatever_a_callback_raises_the_engine_lives_on(remote):
+    def on_event(event):
+        raise SystemExit("planted")
+
+    with pytest.raises(Exception, match="planted"):
+        remote.submit([5, 6, 7], on_event=on_event, **LONG).result(20)
+    assert remote.generate([5, 6, 7], max_new_tokens=8, stop_at_eos=False).new_tokens == 8
+
+
+def test_close_from_a_callback_is_refused(remote):
+    seen = []
+
+    def on_event(event):
+        try:
+            remote.close(wait=True)
+        except UsageProblem as error:
+            seen.append(error.code)
+
+    remote.submit([5, 6, 7], on_event=on_event, max_new_tokens=8).result(20)
+    assert set(seen) == {"E-REENTRANT"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings"), [("\ud800", {}), ([5], {"threshold": float("nan")}), ("a" * (65 << 20), {})]
+)
+def test_what_the_pipe_cannot_carry_is_refused(remote, prompt, settings):
+    with pytest.raises(UsageProblem) as error:
+        remote.generate(prompt, raw=isinstance(prompt, str), **settings)
+    assert error.value.code in ("E-PARAM", "E-PROMPT")
+    assert remote.generate([5, 6, 7], max_new_tokens=8, stop_at_eos=False).new_tokens == 8
+
+
+def test_given_tokens(remote):
+    found = remote.generate([5, 6, 7], max_new_tokens=4, fixed={1: 11}, stop_at_eos=False)
+    assert found.token_ids[1] == 11
+
+
+def test_a_child_that_speaks_otherwise_is_no_hang(folder):
+    command = [sys.executable, "-c", "print('a banner', flush=True); import time; time.sleep(60)"]
+    with pytest.raises(JobError, match="no answer") as error:
+        SubprocessEngine.open(folder, command=command)
+    assert error.value.code == "E-CRASH"
+
+
 def test_a_killed_child_fails_its_jobs_and_the_next_one_works(folder):
     with SubprocessEngine.open(folder, threads=1, parallel=2) as engine:
         wanted = engine.generate("some words", max_new_tokens=16).token_ids
