@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import json
 import os
@@ -18,7 +19,7 @@ except ImportError:  # the library works without it, the command line does not
 
 from dlm_edge import __version__
 from dlm_edge.cli.common_options import with_common_options
-from dlm_edge.errors import DlmEdgeError, InputFileError, InternalError, Stopped, UsageProblem
+from dlm_edge.errors import DlmEdgeError, InputFileError, InternalError, ResourceError, Stopped, UsageProblem
 from dlm_edge.verbs import VERBS
 
 COMPLETION_VARIABLE = "_DLM_EDGE_COMPLETE"  # set by the scripts of `dlm-edge completion`
@@ -84,6 +85,10 @@ def main(argv: Sequence[str] | None = None, *, program_name: str = "dlm-edge") -
             return report(missing(error.name), as_json)
         return report(bug(error), as_json)
     except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left over cannot be written either
+            message = f"the output could not be written: {error.strerror}"
+            return report(ResourceError("E-IO", message, "make room, or write elsewhere"), False)
         if error.filename is None:
             return report(bug(error), as_json)
         message = f"{error.filename}: {error.strerror or error}"

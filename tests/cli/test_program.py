@@ -126,3 +126,13 @@ def test_eval_reports_quality_with_errors(bundle, capsys):
     assert report["tasks"]["copy"]["n"] == 2
     assert report["delta_nll"] == 0 and report["commit_flip_rate"] == 0  # against itself
     assert sum(bucket["tokens"] for bucket in report["masked_nll_by_bucket"]) > 0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_output_onto_a_full_disk(form):
+    command = [sys.executable, "-m", "dlm_edge", "estimate", "reference", *form]
+    with open("/dev/full", "w") as full:
+        found = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert found.returncode == 4 and "error E-IO: the output could not be written" in found.stderr
+    assert "Traceback" not in found.stderr
