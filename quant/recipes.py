@@ -96,7 +96,7 @@ def check(recipe: Recipe) -> None:
             raise UsageProblem("E-QUANT", f"mixed bits need a mean between 2 and 8, got {recipe.bits}", "as in 2.5")
         check_grid(4, recipe.group_size, recipe.zero)
     elif "group_size" not in method.form:
-        if recipe.bits != int(recipe.bits):
+        if not float(recipe.bits).is_integer():  # NaN and infinity are none either
             raise UsageProblem("E-QUANT", f"{recipe.bits} bits need the method mixed", "add --method mixed")
         check_grid(int(recipe.bits), recipe.group_size, recipe.zero)
     recipe.config(256 if recipe.group_size == PER_CHANNEL else recipe.group_size, 4 if method.allocates else None)

@@ -21,7 +21,9 @@ def load_onnxruntime() -> Any:
     """The module, after the check. Raises E-ORT with the lines that repair the installation."""
     check_distributions(installed_distributions())
     try:
-        return importlib.import_module("onnxruntime")
+        module = importlib.import_module("onnxruntime")
+        module.disable_telemetry_events()  # this project sends nothing anywhere
+        return module
     except Exception as error:  # a missing C++ runtime shows as ImportError, a broken wheel as nearly anything
         message = f"onnxruntime is installed and cannot be imported: {error}"
         raise EnvironmentProblem("E-ORT", message, "pip install --force-reinstall onnxruntime") from error

@@ -106,6 +106,9 @@ def _folder(path: Path | str) -> Path:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
+    if not os.path.isdir(folder):
+        found = "is no folder" if os.path.lexists(folder) else "does not exist"
+        raise InputFileError("E-CONFIG", f"{folder} {found}", "give the folder of a downloaded checkpoint")
     if not os.path.lexists(path):
         raise InputFileError("E-CONFIG", f"{folder} holds no config.json", "give the folder of a downloaded checkpoint")
     config = read_json_object(path)

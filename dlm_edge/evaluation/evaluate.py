@@ -84,6 +84,7 @@ def evaluate(
     say = progress or (lambda _: None)
     plan = plan_tasks(suite, tasks, samples)
     bundle = resolve_bundle(artefact)
+    other = None if against is None else resolve_bundle(against)  # before minutes of work, not after them
     say(f"masked NLL over {SUITES[suite].windows} windows of held-out text")
     own, bytes_per_token = score_text(bundle, SUITES[suite].windows, seed, threads)
     options = decoding_options(sampler, threshold) | dict(attention or {})
@@ -108,9 +109,9 @@ def evaluate(
         seed=seed,
         samples=asked,
     )
-    if against is not None:
+    if other is not None:
         say(f"against {against}")
-        compare(report, own, bundle, resolve_bundle(against), sampler, threshold, seed, threads)
+        compare(report, own, bundle, other, sampler, threshold, seed, threads)
     return report
 
 
