@@ -116,18 +116,14 @@ ort::Status* Create(const ort::CustomOp*, ort::Api api, const ort::KernelInfo* i
 ort::Status* Compute(void* opaque, ort::KernelContext* context) {
   const auto& kernel = *static_cast<const ScaledKernel*>(opaque);
   const ort::Api api = kernel.api;
-  try {
-    Call call{};
-    std::string problem;
-    DLM_EDGE_TRY(ReadInputs(api, context, kInputs.data(), kInputCount, call.in, &problem));
-    if (problem.empty()) problem = call.Check(ort::kFloat);
-    if (problem.empty() && call.is_sparse()) problem = CheckActive(call);
-    if (!problem.empty()) return Refuse(api, kName, problem);
+  const auto check = [](Call& call) {
+    const std::string problem = call.Check(ort::kFloat);
+    return problem.empty() && call.is_sparse() ? CheckActive(call) : problem;
+  };
+  return Answer<Call>(api, context, kName, kInputs.data(), kInputCount, check, [&](const Call& call) {
     const float scale = kernel.ScaleOf(call.head_dim);
     return call.is_sparse() ? RunSparse(api, context, call, scale) : RunDense(api, context, call, scale);
-  } catch (const std::bad_alloc&) {
-    return OutOfMemory(api, kName);
-  }
+  });
 }
 
 }  // namespace

@@ -124,20 +124,16 @@ ort::Status* Create(const ort::CustomOp*, ort::Api api, const ort::KernelInfo* i
 ort::Status* Compute(void* opaque, ort::KernelContext* context) {
   const auto& kernel = *static_cast<const ScaledKernel*>(opaque);
   const ort::Api api = kernel.api;
-  try {
-    Call call{};
-    std::string problem;
-    DLM_EDGE_TRY(ReadInputs(api, context, kInputs.data(), kInputCount, call.in, &problem));
-    if (problem.empty()) problem = call.Check(ort::kFloat16);
-    if (problem.empty()) problem = CheckLimits(call);
-    if (!problem.empty()) return Refuse(api, kName, problem);
+  const auto check = [](Call& call) {
+    const std::string problem = call.Check(ort::kFloat16);
+    return problem.empty() ? CheckLimits(call) : problem;
+  };
+  return Answer<Call>(api, context, kName, kInputs.data(), kInputCount, check, [&](const Call& call) -> ort::Status* {
     Results made{};
     DLM_EDGE_TRY(MakeOutputs(api, context, call, &made));
     const float scale = kernel.ScaleOf(call.head_dim);
     return OnDevice(api, context, kName, [&](Device* device) { return Run(call, made, scale, device); });
-  } catch (const std::bad_alloc&) {
-    return OutOfMemory(api, kName);
-  }
+  });
 }
 
 }  // namespace

@@ -55,21 +55,18 @@ ort::Status* Compute(void* opaque, ort::KernelContext* context) {
   constexpr const char* kName = has_weight ? kRematerialise : kDequantize;
   const auto& kernel = *static_cast<const RowKernel*>(opaque);
   const ort::Api api = kernel.api;
-  try {
-    Call call{};
-    std::string problem;
-    DLM_EDGE_TRY(ReadInputs(api, context, kInputs, kInputCount + has_weight, call.in, &problem));
-    if (problem.empty()) problem = call.Check(kernel);
-    if (problem.empty() && has_weight) problem = CheckWeight(call);
-    if (!problem.empty()) return Refuse(api, kName, problem);
+  const auto check = [&](Call& call) {
+    const std::string problem = call.Check(kernel);
+    return problem.empty() && has_weight ? CheckWeight(call) : problem;
+  };
+  const auto work = [&](const Call& call) -> ort::Status* {
     void* out = nullptr;
     DLM_EDGE_TRY(MakeOutput(api, context, 0, {call.n_rows, has_weight ? call.in[kWeight].dims[1] : call.width}, &out));
     if (call.n_rows == 0) return nullptr;
     const auto run = has_weight ? Rematerialise : Dequantize;
     return OnDevice(api, context, kName, [&](Device* device) { return run(kernel, call, out, device); });
-  } catch (const std::bad_alloc&) {
-    return OutOfMemory(api, kName);
-  }
+  };
+  return Answer<Call>(api, context, kName, kInputs, kInputCount + has_weight, check, work);
 }
 
 template <bool has_weight>

@@ -95,20 +95,16 @@ std::string Run(const Call& call, const Results& made, Device* device) {
 
 ort::Status* Compute(void* opaque, ort::KernelContext* context) {
   const ort::Api api = static_cast<const SelectKernel*>(opaque)->api;
-  try {
-    Call call{};
-    std::string problem;
-    DLM_EDGE_TRY(ReadInputs(api, context, kInputs, kInputCount, call.in, &problem));
-    if (problem.empty()) problem = call.Check();
-    if (problem.empty()) problem = CheckLimits(call);
-    if (!problem.empty()) return Refuse(api, kName, problem);
+  const auto check = [](Call& call) {
+    const std::string problem = call.Check();
+    return problem.empty() ? CheckLimits(call) : problem;
+  };
+  return Answer<Call>(api, context, kName, kInputs, kInputCount, check, [&](const Call& call) -> ort::Status* {
     void* outputs[5] = {};
     DLM_EDGE_TRY(MakeOutputs(api, context, call, outputs));
     const Results made{outputs[0], outputs[1], outputs[2], outputs[3], outputs[4]};
     return OnDevice(api, context, kName, [&](Device* device) { return Run(call, made, device); });
-  } catch (const std::bad_alloc&) {
-    return OutOfMemory(api, kName);
-  }
+  });
 }
 
 ort::Status* Create(const ort::CustomOp*, ort::Api api, const ort::KernelInfo*, void** kernel) {

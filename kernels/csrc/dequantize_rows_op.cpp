@@ -28,14 +28,11 @@ ort::Status* Create(const ort::CustomOp*, ort::Api api, const ort::KernelInfo* i
 ort::Status* Compute(void* opaque, ort::KernelContext* context) {
   const auto& kernel = *static_cast<const RowKernel*>(opaque);
   const ort::Api api = kernel.api;
-  try {
-    Call call{};
-    std::string problem;
-    DLM_EDGE_TRY(ReadInputs(api, context, kInputs, kInputCount, call.in, &problem));
-    if (problem.empty()) problem = call.Check(kernel);
-    if (problem.empty()) problem = CheckRows(call);
-    if (!problem.empty()) return Refuse(api, kName, problem);
-
+  const auto check = [&](Call& call) {
+    const std::string problem = call.Check(kernel);
+    return problem.empty() ? CheckRows(call) : problem;
+  };
+  return Answer<Call>(api, context, kName, kInputs, kInputCount, check, [&](const Call& call) -> ort::Status* {
     DequantizeArguments a{};
     a.width = call.width;
     a.n_rows = call.n_rows;
@@ -54,9 +51,7 @@ ort::Status* Compute(void* opaque, ort::KernelContext* context) {
     a.out = static_cast<float*>(out);
     DequantizePlan plan(a);
     return RunPhase(api, context, &plan, 0);
-  } catch (const std::bad_alloc&) {
-    return OutOfMemory(api, kName);
-  }
+  });
 }
 
 }  // namespace

@@ -108,8 +108,25 @@ ort::Status* RunPhase(ort::Api api, ort::KernelContext* context, Plan* plan, int
 inline ort::Status* Refuse(ort::Api api, const char* name, const std::string& problem) {
   return ort::CreateStatus::call(api, ort::kInvalidArgument, (std::string(name) + ": " + problem).c_str());
 }
+
 inline ort::Status* OutOfMemory(ort::Api api, const char* name) {
   return ort::CreateStatus::call(api, ort::kFail, (std::string(name) + ": out of memory").c_str());
+}
+
+// A call of an operator: its inputs are read into Call::in and checked, then `work` makes the outputs. `check` names the
+// first problem, or gives an empty text.
+template <class Call, class Check, class Work>
+ort::Status* Answer(ort::Api api, const ort::KernelContext* context, const char* name, const Input* table,
+                    size_t n_inputs, Check check, Work work) {
+  try {
+    Call call{};
+    std::string problem;
+    DLM_EDGE_TRY(ReadInputs(api, context, table, n_inputs, call.in, &problem));
+    if (problem.empty()) problem = check(call);
+    return problem.empty() ? work(call) : Refuse(api, name, problem);
+  } catch (const std::bad_alloc&) {
+    return OutOfMemory(api, name);
+  }
 }
 
 }  // namespace dlm_edge

@@ -55,16 +55,9 @@ ort::Status* Create(const ort::CustomOp*, ort::Api api, const ort::KernelInfo* i
 ort::Status* Compute(void* opaque, ort::KernelContext* context) {
   const auto& kernel = *static_cast<const ScaledKernel*>(opaque);
   const ort::Api api = kernel.api;
-  try {
-    Call call{};
-    std::string problem;
-    DLM_EDGE_TRY(ReadInputs(api, context, kInputs.data(), kInputCount, call.in, &problem));
-    if (problem.empty()) problem = call.Check();
-    if (!problem.empty()) return Refuse(api, kName, problem);
-    return RunPattern(api, context, call, kernel.ScaleOf(call.head_dim));
-  } catch (const std::bad_alloc&) {
-    return OutOfMemory(api, kName);
-  }
+  return Answer<Call>(
+      api, context, kName, kInputs.data(), kInputCount, [](Call& call) { return call.Check(); },
+      [&](const Call& call) { return RunPattern(api, context, call, kernel.ScaleOf(call.head_dim)); });
 }
 
 }  // namespace

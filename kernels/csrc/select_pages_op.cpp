@@ -61,15 +61,9 @@ ort::Status* RunSelection(ort::Api api, ort::KernelContext* context, const Call&
 
 ort::Status* Compute(void* opaque, ort::KernelContext* context) {
   const ort::Api api = static_cast<const SelectKernel*>(opaque)->api;
-  try {
-    Call call{};
-    std::string problem;
-    DLM_EDGE_TRY(ReadInputs(api, context, kInputs, kInputCount, call.in, &problem));
-    if (problem.empty()) problem = call.Check();
-    return problem.empty() ? RunSelection(api, context, call) : Refuse(api, kName, problem);
-  } catch (const std::bad_alloc&) {
-    return OutOfMemory(api, kName);
-  }
+  return Answer<Call>(
+      api, context, kName, kInputs, kInputCount, [](Call& call) { return call.Check(); },
+      [&](const Call& call) { return RunSelection(api, context, call); });
 }
 
 }  // namespace
