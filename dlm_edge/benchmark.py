@@ -13,6 +13,7 @@ import numpy as np
 
 from dlm_edge import __version__
 from dlm_edge.artifacts import resolve_bundle
+from dlm_edge.decoding import decoding_settings, shown
 from dlm_edge.memory import peak_rss_bytes
 from dlm_edge.runtime import Engine, Result
 
@@ -35,14 +36,14 @@ def benchmark(
     repeats: int = 3,
     threads: int | None = None,
     sampler: str = "threshold",
-    threshold: float = 0.9,
+    options: Mapping[str, Any] | None = None,
     attention: Sequence[Mapping[str, Any]] = ({"attention": "dense"},),
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> BenchReport:
     """Generate exactly `new_tokens` after random prompts of each length; one warm-up, then the median of `repeats`.
 
-    `attention`: settings of each policy to be timed, such as {"attention": "losa", "budget": 256}; a row for each.
+    `options`: the sampler's own settings; `attention`: settings of each policy to be timed, such as {"attention": "losa", "budget": 256}; a row for each.
 
     Random prompts say nothing about quality, and how many tokens a step commits on them is not what real text gives:
     compare `seconds_per_forward`, or use `sampler="static"`.
@@ -51,7 +52,7 @@ def benchmark(
 
     say = progress or (lambda _: None)
     rng = np.random.default_rng(seed)
-    options: dict[str, Any] = {"sampler": sampler} | ({"threshold": threshold} if sampler == "threshold" else {})
+    decoding = decoding_settings(sampler, options or {})
     rows = []
     phases: dict[str, float] = {"prefill": 0.0, "steps": 0.0}
     with Engine.open(resolve_bundle(artefact), threads=threads) as engine:
@@ -64,7 +65,7 @@ def benchmark(
                     said = f"repeat {repeat} of {repeats}" if repeat else "warm-up"
                     say(f"prompt {n}, {policy['attention']}, {said}")
                     engine.forget_prompt()  # prefill is part of what is measured
-                    request = options | dict(policy)
+                    request = decoding | dict(policy)
                     found.append(engine.generate(prompt, max_new_tokens=new_tokens, stop_at_eos=False, **request))
             for policy, (_, *timed) in zip(attention, results, strict=True):
                 rows.append(dict(policy) | summarise(n, new_tokens, timed))
@@ -73,7 +74,7 @@ def benchmark(
     return BenchReport(
         machine={"processor": processor(), "system": platform.platform(), "threads": threads},
         versions={"dlm-edge": __version__, "onnxruntime": onnxruntime.__version__, "python": platform.python_version()},
-        setting={"sampler": sampler if sampler == "static" else f"{sampler} {threshold}", "repeats": repeats},
+        setting={"sampler": shown(decoding), "repeats": repeats},
         rows=rows,
         time_by_phase=phases,
     )

@@ -14,7 +14,7 @@ from dlm_edge.errors import UsageProblem
 from dlm_edge.families.spec import ModelSpec
 from dlm_edge.runtime.attention import AttentionSettings
 from dlm_edge.runtime.budget import attention_bytes, cache_bytes
-from dlm_edge.runtime.denoise import DecodeSettings
+from dlm_edge.runtime.decode_settings import DecodeSettings
 from dlm_edge.runtime.layouts import (
     LAYOUTS,
     CacheShape,

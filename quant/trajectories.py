@@ -22,9 +22,8 @@ from dlm_edge.models.transformer import DiffusionTransformer, dense_attention
 from dlm_edge.quant.token_weights import predictions
 from dlm_edge.runtime.blocks import Block, Canvas, grid_edges, plan_blocks
 from dlm_edge.runtime.samplers.contract import SelectState
-from dlm_edge.runtime.samplers.threshold import select
+from dlm_edge.runtime.samplers.threshold import Options, select
 from dlm_edge.runtime.scores import Scores
-from dlm_edge.runtime.settings import DEFAULT_THRESHOLD
 
 Ids = NDArray[np.int64]
 ROWS_AT_ONCE = 64
@@ -71,12 +70,20 @@ class Trajectory:
         sure = np.where(hidden, confidence, 0).astype(np.float32)
         share = float(canvas.is_masked[block.start : block.end].mean())
         self.states.append(State(start, canvas.ids[seen].copy(), hidden, sure, share))
-        positions = next(p for s in block.spans if len(p := canvas.masked(s.start, s.end)))
+        span = next(s for s in block.spans if len(canvas.masked(s.start, s.end)))
+        positions = canvas.masked(span.start, span.end)
         chosen = confidence[positions - start].astype(np.float64)
         unread = np.full(len(positions), np.nan)  # the sampler looks at confidences alone
         scores = Scores(positions, ids[positions - start], chosen, chosen, unread, unread)
-        step = SelectState(step=0, n_masked=len(positions), n_steps=len(positions), threshold=DEFAULT_THRESHOLD)
-        commits = select(scores, step)
+        step = SelectState(
+            step=0,
+            n_masked=len(positions),
+            n_steps=len(positions),
+            span=(span.start, span.end),
+            block=(block.start, block.end),
+            canvas=canvas,
+        )
+        commits = select(scores, step, Options())
         canvas.commit(commits.positions, commits.ids)
 
     def finish(self, block: Block, stop_ids: Sequence[int]) -> None:

@@ -30,7 +30,7 @@ class Block:
 
 
 class Canvas:
-    """Prompt and masks in one array of ids, rounded up to the grid; only `commit` writes to it.
+    """Prompt and masks in one array of ids, rounded up to the grid; written to by `commit`, `place` and `hide`.
 
     `fixed`: tokens that stand among the masks from the start, by their offset from the prompt's end.
     """
@@ -50,22 +50,38 @@ class Canvas:
         for offset, token in fixed.items():
             assert 0 <= offset < end - self.prompt_len, offset
             self.ids[self.prompt_len + offset], self.is_masked[self.prompt_len + offset] = token, False
+        self.is_given = ~self.is_masked
         self.confidence = np.zeros(end, np.float32)  # of the commit, or of the latest prediction while masked
+        self.settled_end = end  # from here on tokens may still be changed, by samplers that edit
 
     def masked(self, start: int, end: int) -> NDArray[np.int64]:
         return start + np.flatnonzero(self.is_masked[start:end])
 
+    def generated(self, start: int, end: int) -> NDArray[np.int64]:
+        """Positions that hold tokens which were neither given nor are masks."""
+        return start + np.flatnonzero(~(self.is_masked | self.is_given)[start:end])
+
     def commit(self, positions: NDArray[np.int64], ids: NDArray[np.int64]) -> None:
-        assert self.is_masked[positions].all() and not (ids == self.mask_id).any(), (positions, ids)
+        assert self.is_masked[positions].all(), positions
+        self.place(positions, ids)
+
+    def place(self, positions: NDArray[np.int64], ids: NDArray[np.int64]) -> None:
+        """The same where tokens may be replaced, which only some samplers do."""
+        assert not self.is_given[positions].any() and not (ids == self.mask_id).any(), (positions, ids)
         self.ids[positions] = ids
         self.is_masked[positions] = False
+
+    def hide(self, positions: NDArray[np.int64]) -> None:
+        assert not self.is_given[positions].any(), positions
+        self.ids[positions] = self.mask_id
+        self.is_masked[positions] = True
 
     def final_tokens(self, stop_ids: Sequence[int]) -> tuple[list[int], bool]:
         """The generated tokens that cannot change any more, up to the first stop id; and whether there was one.
 
         A stop id right of a mask does not count yet. Tokens beyond gen_len are rounding and never appear.
         """
-        last = self.prompt_len + self.gen_len
+        last = min(self.prompt_len + self.gen_len, self.settled_end)
         waiting = self.masked(self.prompt_len, last)
         ids = self.ids[self.prompt_len : int(waiting[0]) if waiting.size else last]
         stops = np.flatnonzero(np.isin(ids, np.asarray(stop_ids, np.int64)))

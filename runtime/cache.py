@@ -15,6 +15,7 @@ early; BlockCache keeps the last row of the clean pass, which saw exactly what r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -32,7 +33,24 @@ Positions = NDArray[np.int64]
 NO_ROWS = np.empty(0, np.int64)
 
 
+@dataclass(frozen=True, slots=True)
+class StepWindow:
+    """What a denoising step runs on: positions [start, end) over the cache [0, cache_len)."""
+
+    start: int
+    end: int
+    cache_len: int
+
+
 class Cache(Protocol):
+    """`until_refresh`: how many more steps from here on run on `step_window`, over what is stored now; None: all."""
+
+    @property
+    def step_window(self) -> StepWindow: ...
+
+    @property
+    def until_refresh(self) -> int | None: ...
+
     def prefill(self, end: int) -> int:
         """Store what is final before the first block, which begins at `end`; says how much of it was stored already."""
 
@@ -40,6 +58,15 @@ class Cache(Protocol):
 
     def rows(self, positions: Positions) -> Sequence[Logits]:
         """Logits [vocab_size] for each of the positions of the current block, valid until the next call."""
+
+    def known_row(self, positions: Positions) -> Logits | None:
+        """Logits of the first of the positions where they do not depend on the window, otherwise None."""
+
+    def skip(self, steps: int) -> None:
+        """So many steps were evaluated otherwise, on `step_window`."""
+
+    def narrow(self, end: int) -> None:
+        """The present block ends at `end`, earlier than `start_block` was told."""
 
     def finish_block(self) -> None:
         """The current block is clean and another one follows."""
@@ -79,6 +106,19 @@ class CountedModel:
         self.density.add(self.model.stats, end - start)
         return logits
 
+    def run_fillings(
+        self, window: StepWindow, fillings: Sequence[NDArray[np.int64]], positions: Sequence[Positions]
+    ) -> list[list[Logits]]:
+        """Logits of `positions[i]` where the window holds `fillings[i]`, by dense attention; nothing is stored."""
+        length = window.end - window.start
+        rows = [at - self.shift - window.start + i * length for i, at in enumerate(positions)]
+        self.passes += 1 if self.model.batches_copies else len(fillings)
+        flat = self.model.run_copies(
+            np.stack(fillings), window.start, window.cache_len, self.attn_block, np.concatenate(rows)
+        )
+        ends = np.cumsum([len(at) for at in positions])
+        return [list(part) for part in np.split(flat, ends[:-1])]
+
     def pass_over(
         self,
         start: int,
@@ -108,8 +148,23 @@ class NoCache:
     def start_block(self, block: Block) -> None:
         self.end = len(self.model.canvas.ids) if self.is_full else block.end
 
+    @property
+    def step_window(self) -> StepWindow:
+        return StepWindow(0, self.end, 0)
+
+    until_refresh = None
+
     def rows(self, positions: Positions) -> Sequence[Logits]:
         return list(self.model.step(0, self.end, 0, positions))
+
+    def known_row(self, positions: Positions) -> Logits | None:
+        return None
+
+    def skip(self, steps: int) -> None:
+        pass
+
+    def narrow(self, end: int) -> None:
+        pass
 
     def finish_block(self) -> None:
         pass
@@ -135,13 +190,31 @@ class BlockCache:
         self.block = block
         self.model.plan.restart()
 
+    @property
+    def step_window(self) -> StepWindow:
+        return StepWindow(self.block.start, self.block.end, self.block.start)
+
+    until_refresh = None
+
     def rows(self, positions: Positions) -> Sequence[Logits]:
         start, end = self.block.start, self.block.end
-        if not self.model.shift or positions[0] > start:
+        known = self.known_row(positions)
+        if known is None:
             return list(self.model.step(start, end, start, positions))
-        assert self.carried is not None, "a shifted model was asked for the position after nothing"
         rest = self.model.step(start, end, start, positions[1:]) if len(positions) > 1 else ()
-        return [self.carried, *rest]
+        return [known, *rest]
+
+    def known_row(self, positions: Positions) -> Logits | None:
+        if not self.model.shift or not positions.size or positions[0] > self.block.start:
+            return None
+        assert self.carried is not None, "a shifted model was asked for the position after nothing"
+        return self.carried
+
+    def skip(self, steps: int) -> None:
+        pass
+
+    def narrow(self, end: int) -> None:
+        raise AssertionError("blocks that are stored have the length that the model was trained for")
 
     def finish_block(self) -> None:
         self._store(self.block.start, self.block.end, predict_next=True)
@@ -169,10 +242,28 @@ class ApproximateCache:
         self.step = 0
         self.first, self.end = max(block.start - self.model.shift, 0), block.end
 
+    @property
+    def until_refresh(self) -> int | None:
+        every = self.refresh_every
+        return 0 if self.step == 0 else None if every is None else -self.step % every
+
     def rows(self, positions: Positions) -> Sequence[Logits]:
-        refresh = self.step == 0 or (self.refresh_every is not None and self.step % self.refresh_every == 0)
+        refresh = self.until_refresh == 0
         self.step += 1
         return list(self.refresh(positions) if refresh else self.reuse(positions))
+
+    def reuse(self, positions: Positions) -> Logits:
+        window = self.step_window
+        return self.model.step(window.start, window.end, window.cache_len, positions)
+
+    def known_row(self, positions: Positions) -> Logits | None:
+        return None
+
+    def skip(self, steps: int) -> None:
+        self.step += steps
+
+    def narrow(self, end: int) -> None:
+        self.end = end
 
     def refresh(self, positions: Positions) -> Logits:
         logits = self.model.store(0, self.length, 0, positions, stored_end=self.stored_end)
@@ -184,7 +275,8 @@ class ApproximateCache:
         """How far the steps read what a refresh stored: quantized caches end there, with an exact tail."""
         raise NotImplementedError
 
-    def reuse(self, positions: Positions) -> Logits:
+    @property
+    def step_window(self) -> StepWindow:
         raise NotImplementedError
 
     def finish_block(self) -> None:
@@ -192,8 +284,9 @@ class ApproximateCache:
 
 
 class PrefixCache(ApproximateCache):
-    def reuse(self, positions: Positions) -> Logits:
-        return self.model.step(self.first, self.length, self.first, positions)
+    @property
+    def step_window(self) -> StepWindow:
+        return StepWindow(self.first, self.length, self.first)
 
     @property
     def stored_end(self) -> int:
@@ -201,8 +294,9 @@ class PrefixCache(ApproximateCache):
 
 
 class DualCache(ApproximateCache):
-    def reuse(self, positions: Positions) -> Logits:
-        return self.model.step(self.first, self.end, self.length, positions)
+    @property
+    def step_window(self) -> StepWindow:
+        return StepWindow(self.first, self.end, self.length)
 
     @property
     def stored_end(self) -> int:

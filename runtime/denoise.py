@@ -3,59 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from dlm_edge.errors import InputFileError, UsageProblem
 from dlm_edge.families.spec import Conventions
-from dlm_edge.runtime.attention import EXACT, AttentionSettings
 from dlm_edge.runtime.blocks import Block, Canvas, Span, grid_edges, plan_blocks
 from dlm_edge.runtime.cache import Cache, CountedModel, largest_step_window, open_cache
-from dlm_edge.runtime.samplers.contract import Commits, Sampler, SelectState
-from dlm_edge.runtime.scores import Sampling, ScoreReducer, Scores
+from dlm_edge.runtime.decode_settings import DecodeSettings, Stats, StopReason
+from dlm_edge.runtime.drafting import DraftFiller
+from dlm_edge.runtime.filling import BlockFiller
+from dlm_edge.runtime.predicting import Predictor
+from dlm_edge.runtime.samplers.contract import Sampler
+from dlm_edge.runtime.scores import ScoreReducer
 from dlm_edge.runtime.step_model import StepModel, Terminated
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecodeSettings:
-    """Everything the loop needs to know about one request; ranges are checked in GenerateSettings."""
-
-    gen_len: int
-    block_length: int
-    sub_block_length: int
-    steps: int | None = None  # of the whole request; None: one token per step
-    threshold: float = 2.0
-    cache: str = "none"
-    refresh_every: int | None = None  # approximate caches: None refreshes at the start of each block only
-    sampling: Sampling = field(default_factory=Sampling)
-    stop_ids: tuple[int, ...] = ()
-    stop_texts: tuple[str, ...] = ()
-    min_new_tokens: int = 0  # no stop id before
-    prefill_chunk: int = 512  # positions per prefill pass
-    attention: AttentionSettings = EXACT
-    fixed: Mapping[int, int] = field(
-        default_factory=dict
-    )  # tokens given in advance, beyond gen_len too: offset after the prompt -> id
-
-
-StopReason = Literal["eos", "stop", "length", "cancelled"]
-
-
-@dataclass(slots=True)
-class Stats:
-    stop_reason: StopReason = "length"
-    steps: int = 0  # selections
-    forward_passes: int = 0  # runs of the model: prefill, steps and clean passes
-    prefill_seconds: float = 0.0
-    prefill_passes: int = 0
-    reused_tokens: int = 0  # of the prompt, stored before the request began
-    blocks: int = 0  # blocks begun that had something to fill
-    density: float = 1.0  # of prefix K/V read by the steps, page bounds included; sparsed: of pairs of blocks
-    active_rows: float = 1.0  # share of the steps' rows that attended to the prefix afresh
-    pages_read: float = 0.0  # by a step with a prefix, of each layer and K/V head
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +49,7 @@ def denoise(
     conventions: Conventions,
     prompt_ids: Sequence[int],
     settings: DecodeSettings,
-    sampler: Sampler,
+    sampler: Sampler[Any],
     on_step: OnStep = lambda progress: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> tuple[list[int], Stats]:
@@ -108,15 +72,14 @@ def denoise_in_turns(
     conventions: Conventions,
     prompt_ids: Sequence[int],
     settings: DecodeSettings,
-    sampler: Sampler,
+    sampler: Sampler[Any],
     on_step: OnStep,
     cancelled: Callable[[], bool],
 ) -> Turns:
     """`denoise` that yields after the prompt and after every block: `model` must then keep the state of this sequence."""
     check_request(conventions, prompt_ids, sampler)
     blocks, canvas = lay_out(conventions, prompt_ids, settings)
-    rows = largest_step_window(settings.cache, blocks, len(canvas.ids), conventions.logit_shift)
-    model.reset(len(canvas.ids), settings.attention, rows)
+    model.reset(len(canvas.ids), settings.attention, widest_step(settings, sampler, blocks, conventions))
     loop = _Loop(model, conventions, canvas, settings, sampler, on_step, cancelled, len(blocks))
     try:
         yield from loop.fill(blocks)
@@ -130,16 +93,19 @@ def denoise_in_turns(
     return canvas.final_tokens(settings.stop_ids)[0], stats
 
 
-def check_request(conventions: Conventions, prompt_ids: Sequence[int], sampler: Sampler) -> None:
+def check_request(conventions: Conventions, prompt_ids: Sequence[int], sampler: Sampler[Any]) -> None:
     if conventions.logit_shift and not prompt_ids:
         message = "the prompt is empty, and this model predicts each token from the one before it"
         raise UsageProblem("E-PROMPT", message, "give at least one token")
     if conventions.attention != "full" and conventions.grid_origin != "zero":
         message = f"{conventions.attention} attention with a grid from the prompt's end is not supported"
         raise InputFileError("E-MANIFEST", message, "export a model whose block grid begins at position 0")
-    needs = sampler.needs
-    assert not (needs.needs_topk or needs.needs_full_logits or needs.can_edit or needs.needs_soft_input), sampler.name
-    assert needs.max_window is None and not needs.extra_passes, sampler.name
+    if sampler.needs.full_attention and conventions.attention != "full":
+        message = f"the sampler {sampler.name} moves the borders of blocks, which this model was trained with"
+        raise UsageProblem("E-PARAM", message, "use another sampler, or a model with full attention")
+    if sampler.needs.needs_soft_input:
+        message = f"the sampler {sampler.name} needs a checkpoint that was trained to read its own last guess"
+        raise UsageProblem("E-PARAM", message, "use another sampler")
 
 
 def lay_out(
@@ -158,6 +124,15 @@ def lay_out(
     return blocks, Canvas(prompt_ids, settings.gen_len, end, conventions.mask_id, settings.fixed)
 
 
+def widest_step(
+    settings: DecodeSettings, sampler: Sampler[Any], blocks: Sequence[Block], conventions: Conventions
+) -> int:
+    """Rows of the widest window that a step runs on."""
+    if sampler.border is not None:  # a block may become as long as the text
+        blocks = [Block(blocks[0].start, blocks[-1].end, ())]
+    return largest_step_window(settings.cache, blocks, blocks[-1].end, conventions.logit_shift)
+
+
 class _Loop:
     def __init__(
         self,
@@ -165,7 +140,7 @@ class _Loop:
         conventions: Conventions,
         canvas: Canvas,
         settings: DecodeSettings,
-        sampler: Sampler,
+        sampler: Sampler[Any],
         on_step: OnStep,
         cancelled: Callable[[], bool],
         n_blocks: int,
@@ -179,12 +154,16 @@ class _Loop:
             prefill_chunk=settings.prefill_chunk,
         )
         first = canvas.prompt_len + settings.min_new_tokens
-        self.reducer = ScoreReducer(conventions.mask_id, settings.sampling, settings.stop_ids, first)
+        scorer = ScoreReducer(conventions.mask_id, settings.sampling, settings.stop_ids, first)
+        predictor = Predictor(self.model, self.cache, scorer, scorer, self._check_cancelled, settings.guidance)
         self.canvas, self.settings, self.sampler = canvas, settings, sampler
         self.on_step, self.cancelled, self.n_blocks = on_step, cancelled, n_blocks
         rule = conventions.first_token_rule == "previous_logit" and conventions.attention != "full"
         self.first_token_is_known = rule  # before the block's first step, from the last clean position
         self.stats = Stats()
+        filler = BlockFiller if sampler.drafts is None else DraftFiller
+        self.filler = filler(predictor, settings, sampler, self.stats, self._after_step)
+        self.index, self.block = 0, Block(0, 0, ())
 
     def fill(self, blocks: Sequence[Block]) -> Iterator[None]:
         self._check_cancelled()
@@ -193,47 +172,41 @@ class _Loop:
         self.stats.prefill_seconds = time.perf_counter() - began
         self.stats.prefill_passes = self.model.passes
         yield
-        for index, block in enumerate(blocks):
-            self.cache.start_block(block)
+        for block in self._blocks(blocks):
+            self.block = block
             self.stats.blocks += bool(len(self.canvas.masked(block.start, block.end)))
-            self._fill_block(index, block)
+            self.filler.fill(block, first_token_is_known=self.first_token_is_known)
+            self.index += 1
             if self._has_stop_id(block):
                 self.stats.stop_reason = "eos"
                 return
-            if index + 1 < len(blocks):
+            if block.end < len(self.canvas.ids):
                 self._check_cancelled()
                 self.cache.finish_block()
                 yield
 
-    def _fill_block(self, index: int, block: Block) -> None:
-        if self.first_token_is_known and block.start > 0 and self.canvas.is_masked[block.start]:
-            scores = self._predict(np.array([block.start]))
-            self._commit(Commits(scores.positions, scores.ids), scores, index, block)
-        for span in block.spans:
-            self._fill_span(span, index, block)
+    def _blocks(self, planned: Sequence[Block]) -> Iterator[Block]:
+        """Those of the grid, or as the sampler sets their borders."""
+        if self.sampler.border is None:
+            for block in planned:
+                self.cache.start_block(block)
+                yield block
+            return
+        start, last = planned[0].start, planned[-1].end
+        assert self.sampler.window is not None
+        length = self.sampler.window(self.settings.options, self.settings.gen_len, self.settings.block_length)
+        while start < last:
+            end = min(start + length, last)
+            candidate = Block(start, end, (Span(start, end),))
+            self.cache.start_block(candidate)
+            block = self.filler.choose_border(candidate)
+            self.cache.narrow(block.end)
+            yield block
+            start = block.end
 
-    def _fill_span(self, span: Span, index: int, block: Block) -> None:
-        n_masked = len(self.canvas.masked(span.start, span.end))
-        n_steps = n_masked if span.n_steps is None else min(span.n_steps, n_masked)
-        for step in range(n_masked):
-            positions = self.canvas.masked(span.start, span.end)
-            if not positions.size:
-                return
-            scores = self._predict(positions)
-            state = SelectState(step=step, n_masked=n_masked, n_steps=n_steps, threshold=self.settings.threshold)
-            self._commit(self.sampler.select(scores, state), scores, index, block)
-
-    def _predict(self, positions: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Scores:
-        self._check_cancelled()
-        return self.reducer.reduce(self.cache.rows(positions), positions, self.stats.steps)
-
-    def _commit(self, commits: Commits, scores: Scores, index: int, block: Block) -> None:
-        assert commits.positions.size, f"{self.sampler.name} committed nothing"
-        self.canvas.commit(commits.positions, commits.ids)
-        self.canvas.confidence[scores.positions] = scores.confidence
-        self.stats.steps += 1
-        self.model.plan.filled(len(commits.positions))
-        if self.on_step(Progress(self.stats.steps, index, self.n_blocks, block.end, self.canvas)):
+    def _after_step(self) -> None:
+        progress = Progress(self.stats.steps, self.index, self.n_blocks, self.block.end, self.canvas)
+        if self.on_step(progress):
             raise _Stop("stop")
 
     def _has_stop_id(self, block: Block) -> bool:

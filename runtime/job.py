@@ -6,10 +6,10 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from dlm_edge.errors import JobError, UsageProblem
-from dlm_edge.runtime.denoise import DecodeSettings
+from dlm_edge.runtime.decode_settings import DecodeSettings
 from dlm_edge.runtime.events import Event, Finished, Frame, Result, Started, Text
 from dlm_edge.runtime.samplers import Sampler
 
@@ -31,7 +31,7 @@ class Request:
 
     ids: list[int]
     settings: DecodeSettings
-    sampler: Sampler
+    sampler: Sampler[Any]
     working_bytes: int  # of caches, attention state and scores
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dlm_edge.families.spec import Conventions
-from dlm_edge.runtime.denoise import Progress, Stats, denoise_in_turns
+from dlm_edge.runtime.decode_settings import Stats
+from dlm_edge.runtime.denoise import Progress, denoise_in_turns
 from dlm_edge.runtime.events import Cell, Frame, Result, Started, Text
 from dlm_edge.runtime.job import Job
 from dlm_edge.runtime.step_model import StepModel

@@ -9,12 +9,12 @@ from typing import Any
 from dlm_edge.errors import UsageProblem
 from dlm_edge.families.spec import ModelSpec
 from dlm_edge.runtime.budget import attention_bytes, cache_bytes, check_budget
-from dlm_edge.runtime.cache import largest_step_window
-from dlm_edge.runtime.denoise import DecodeSettings, check_request, lay_out
+from dlm_edge.runtime.decode_settings import DecodeSettings
+from dlm_edge.runtime.denoise import check_request, lay_out, widest_step
 from dlm_edge.runtime.infilling import check_visible, fixed_tokens
 from dlm_edge.runtime.job import Request
 from dlm_edge.runtime.opening import Parts
-from dlm_edge.runtime.samplers import SAMPLERS
+from dlm_edge.runtime.samplers import SAMPLERS, Sampler
 from dlm_edge.runtime.settings import GenerateSettings, resolve, with_bundle_defaults
 from dlm_edge.runtime.template import Message
 
@@ -30,7 +30,8 @@ def prepare(parts: Parts, ids: list[int], values: dict[str, Any]) -> Request:
     sampler = SAMPLERS[chosen.sampler or ""]
     check_context(spec, len(ids), max(decode.gen_len, 1 + max(decode.fixed, default=0)))
     check_request(conventions, ids, sampler)
-    working = working_bytes(parts, ids, decode)
+    decode = replace(decode, tokens=ids_of_texts(parts, sampler, decode))
+    working = working_bytes(parts, ids, decode, sampler)
     check_budget(parts.memory_budget, parts.weight_bytes, working)
     return Request(ids, decode, sampler, working)
 
@@ -60,12 +61,27 @@ def given_tokens(parts: Parts, chosen: GenerateSettings, decode: DecodeSettings,
     return fixed
 
 
-def working_bytes(parts: Parts, ids: Sequence[int], decode: DecodeSettings) -> int:
+def ids_of_texts(parts: Parts, sampler: Sampler[Any], decode: DecodeSettings) -> dict[str, tuple[int, ...]]:
+    """What SelectState.tokens has: ids for the sampler's options that hold texts. Raises E-PARAM."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, kind in sampler.texts.items():
+        value = getattr(decode.options, name)
+        if kind == "marker":
+            found[name] = parts.codec.ids_of_marker(value) if value else ()
+            continue
+        found[name] = tuple(sorted({i for text in value for i in parts.codec.ids_containing(text)}))
+        if value and not found[name]:
+            shown = ", ".join(map(repr, value))
+            raise UsageProblem("E-PARAM", f"no token contains {name} {shown}", "give what the vocabulary has")
+    return found
+
+
+def working_bytes(parts: Parts, ids: Sequence[int], decode: DecodeSettings, sampler: Sampler[Any]) -> int:
     """What a request takes beside the weights. What `lay_out` refuses is refused here, and not on the worker."""
     conventions = parts.spec.conventions
     blocks, canvas = lay_out(conventions, ids, decode)
     positions = len(canvas.ids)
-    rows = largest_step_window(decode.cache, blocks, positions, conventions.logit_shift)
+    rows = widest_step(decode, sampler, blocks, conventions)
     scores = 4 * decode.sub_block_length * parts.spec.vocab_size
     caches = cache_bytes(parts.spec, parts.cache_layout, parts.cache_group, positions)
     return scores + caches + attention_bytes(parts.spec, parts.cache_layout, decode.attention, positions, rows)

@@ -27,6 +27,20 @@ class Scores:
     top1_prob: NDArray[np.float64]  # [R]
     top2_prob: NDArray[np.float64]  # [R]
     entropy: NDArray[np.float64]  # [R] nats
+    logits: Sequence[Row] = ()  # [R] of [vocab_size], for samplers that need them; valid until the model's next run
+
+    def of(self, positions: NDArray[np.int64]) -> Scores:
+        """Those of some of the positions."""
+        rows = np.flatnonzero(np.isin(self.positions, positions))
+        return Scores(
+            self.positions[rows],
+            self.ids[rows],
+            self.confidence[rows],
+            self.top1_prob[rows],
+            self.top2_prob[rows],
+            self.entropy[rows],
+            [self.logits[row] for row in rows.tolist()] if len(self.logits) else (),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +70,14 @@ class ScoreReducer:
         """
         table = [self._reduce_row(row, int(at), step) for row, at in zip(rows, positions, strict=True)]
         columns = np.array(table, np.float64).reshape(-1, 5).T
-        return Scores(positions, columns[0].astype(np.int64), *columns[1:])
+        ids, confidence, top1, top2, entropy = columns
+        return Scores(positions, ids.astype(np.int64), confidence, top1, top2, entropy, rows)
+
+    def probability(self, logits: Row, position: int, token: int, step: int) -> float:
+        """Of `token` at temperature 1, over all ids but the mask id."""
+        total = 1.0 / self._reduce_row(logits, position, step)[2]  # of exp(logit - largest)
+        allowed = np.delete(logits, self._forbidden(position, len(logits)))
+        return float(np.exp(np.float64(logits[token]) - allowed.max())) / total
 
     def _reduce_row(self, logits: Row, position: int, step: int) -> tuple[int, float, float, float, float]:
         if self._weights.shape != logits.shape:
@@ -104,7 +125,8 @@ class ScoreReducer:
         return int(order[min(int(np.searchsorted(cumulative, target, side="right")), len(cumulative) - 1)])
 
 
-def uniform(sampling: Sampling, step: int, slot: int) -> float:
-    """A number in [0, 1) that depends on seed, request, step and slot, and on nothing drawn before."""
-    bits = np.random.Philox(key=np.array([sampling.seed, sampling.request], np.uint64), counter=[0, 0, step, slot])
+def uniform(sampling: Sampling, step: int, slot: int, stream: int = 0) -> float:
+    """A number in [0, 1) that depends on seed, request, stream, step and slot, and on nothing drawn before."""
+    key = np.array([sampling.seed, sampling.request], np.uint64)
+    bits = np.random.Philox(key=key, counter=[0, stream, step, slot])
     return float(np.random.Generator(bits).random())

@@ -14,8 +14,9 @@ from dlm_edge.families.spec import Conventions
 from dlm_edge.nearest import nearest
 from dlm_edge.runtime.attention import POLICIES, AttentionSettings
 from dlm_edge.runtime.cache import check_cache_fits
-from dlm_edge.runtime.denoise import DecodeSettings
+from dlm_edge.runtime.decode_settings import DecodeSettings
 from dlm_edge.runtime.layouts import layout_kind
+from dlm_edge.runtime.sampler_options import chosen_sampler, sampler_options
 from dlm_edge.runtime.samplers import SAMPLERS
 from dlm_edge.runtime.scores import Sampling
 from dlm_edge.runtime.stop_text import check_stops
@@ -27,7 +28,10 @@ MAX_SEED = 2**64 - 1
 DEFAULT_MAX_NEW_TOKENS = 128  # or less, where the context has less room
 # The defaults that published decoders of all supported families agree on: greedy, threshold 0.9, exact cache
 # for block-causal attention and a cache of the prefix for full attention.
-DEFAULT_SAMPLER, DEFAULT_THRESHOLD = "threshold", 0.9
+DEFAULT_SAMPLER = "threshold"
+
+
+SamplerValue = bool | int | float | str | tuple[str, ...]
 
 
 class GenerateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,8 +43,10 @@ class GenerateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     fixed: dict[int, int] | None = None  # tokens that are given: offset after the prompt -> id
     suffix: str | tuple[int, ...] | None = None  # what follows the max_new_tokens that are to be filled
     sampler: str | None = None
-    steps: int | None = None  # denoising steps of the whole request (static)
-    threshold: float | None = None  # confidence that commits a token (threshold); above 1: one token per step
+    steps: int | None = None  # denoising steps of the whole request, of the samplers that have a plan
+    threshold: float | None = None  # confidence that commits a token; above 1: one token per step
+    sampler_options: dict[str, SamplerValue] | None = None  # all other settings of the sampler, by name
+    cfg_scale: float = 0.0  # classifier-free guidance: how far to move away from what the model says without the prompt
     block_length: int | None = None
     temperature: float = 0.0
     top_k: int | None = None
@@ -72,6 +78,7 @@ class GenerateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         check_choice("sampler", self.sampler, tuple(SAMPLERS))
         check_range("steps", self.steps, 1, 1 << 24)
         check_range("threshold", self.threshold, 0.0, 1e6)
+        check_range("cfg_scale", self.cfg_scale, 0.0, 100.0)
         check_range("block_length", self.block_length, 1, 1 << 16)
         check_range("temperature", self.temperature, 0.0, 100.0)
         check_range("top_k", self.top_k, 1, 1 << 24)
@@ -107,6 +114,16 @@ class GenerateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else self.stop
 
+    @property
+    def own_options(self) -> dict[str, Any]:
+        """What was given of the sampler's own settings, by the names of its options."""
+        named = {name: value for name in ("steps", "threshold") if (value := getattr(self, name)) is not None}
+        twice = set(named) & set(self.sampler_options or {})
+        if twice:
+            message = f"{twice.pop()} is given twice, by itself and in sampler_options"
+            raise UsageProblem("E-PARAM", message, "give it once")
+        return named | (self.sampler_options or {})
+
     @classmethod
     def of(cls, values: dict[str, Any]) -> GenerateSettings:
         """From keyword arguments: an unknown name is E-PARAM with the nearest one."""
@@ -133,26 +150,23 @@ def check_choice(name: str, value: str | int | None, known: Sequence[str | int])
 def with_bundle_defaults(settings: GenerateSettings, defaults: dict[str, Any]) -> GenerateSettings:
     """Fill what the caller left open from the manifest's sampler_defaults.
 
-    A default that belongs to another sampler than the chosen one is left out: it was not asked for.
+    What the manifest says of another sampler than the chosen one is left out: it was not asked for.
     """
-    chosen = settings.sampler or implied_sampler(settings) or defaults.get("sampler") or DEFAULT_SAMPLER
     unknown = set(defaults) - set(GenerateSettings.__struct_fields__)
-    if unknown or chosen not in SAMPLERS:
-        odd = ", ".join(sorted(unknown)) or f"sampler {chosen!r}"
+    usual = defaults.get("sampler") or DEFAULT_SAMPLER
+    if unknown or usual not in SAMPLERS:
+        odd = ", ".join(sorted(unknown)) or f"sampler {usual!r}"
         raise InputFileError("E-MANIFEST", f"sampler_defaults holds {odd}, unknown here", "export it again")
-    foreign = {o for name, s in SAMPLERS.items() if name != chosen for o in s.options}
+    chosen = settings.sampler or chosen_sampler(settings.own_options, usual)
     given = {name for name in settings.__struct_fields__ if getattr(settings, name) != DEFAULTS[name]}
-    filled = {k: v for k, v in defaults.items() if k not in given and k not in foreign}
+    filled = {k: v for k, v in defaults.items() if k not in given and (k not in OF_THE_SAMPLER or chosen == usual)}
+    if settings.sampler_options and "sampler_options" in defaults and chosen == usual:
+        filled["sampler_options"] = defaults["sampler_options"] | settings.sampler_options
     values = msgspec.structs.asdict(settings) | filled | {"sampler": chosen}
     return GenerateSettings.of(values)
 
 
-def implied_sampler(settings: GenerateSettings) -> str | None:
-    """The sampler that a given option belongs to."""
-    owners = [n for n, s in SAMPLERS.items() if any(getattr(settings, o) is not None for o in s.options)]
-    return owners[0] if len(owners) == 1 else None
-
-
+OF_THE_SAMPLER = ("steps", "threshold", "sampler_options")
 DEFAULTS = {name: getattr(GenerateSettings(), name) for name in GenerateSettings.__struct_fields__}
 
 
@@ -164,14 +178,10 @@ def resolve(
     Raises E-PARAM for a combination that the sampler, the family or the layout does not have.
     """
     sampler = SAMPLERS[settings.sampler or DEFAULT_SAMPLER]
-    for option in {o for s in SAMPLERS.values() for o in s.options} - set(sampler.options):
-        if getattr(settings, option) is not None:
-            owner = next(n for n, s in SAMPLERS.items() if option in s.options)
-            message = f"{option} does not belong to the sampler {sampler.name}"
-            raise UsageProblem("E-PARAM", message, f"use the sampler {owner}, or drop it")
+    options = sampler_options(sampler, settings.own_options)
     block, sub_block = block_lengths(settings.block_length, conventions)
     stores = layout_kind(layout).form != "none"
-    auto = "none" if not stores else "prefix" if conventions.attention == "full" else "block"
+    auto = "none" if not stores or settings.cfg_scale else "prefix" if conventions.attention == "full" else "block"
     cache = settings.cache if settings.cache != "auto" else auto
     check_cache_fits(cache, conventions)
     if cache != "none" and not stores:
@@ -180,7 +190,14 @@ def resolve(
     if settings.refresh_every is not None and cache not in ("prefix", "dual"):
         message = f"refresh_every has no meaning for the {cache} cache"
         raise UsageProblem("E-PARAM", message, "use the prefix or dual cache, or drop it")
+    if settings.cfg_scale and cache != "none":
+        message = f"cfg_scale hides the prompt in every step, and the {cache} cache keeps it"
+        raise UsageProblem("E-PARAM", message, "use the cache none, or drop it")
     attention = attention_settings(settings, layout)
+    if attention.policy != "dense" and (settings.cfg_scale or sampler.drafts or sampler.needs.needs_left_out):
+        what = "cfg_scale" if settings.cfg_scale else f"the sampler {sampler.name}"
+        message = f"{what} evaluates several texts at once, which attention {attention.policy} keeps no state for"
+        raise UsageProblem("E-PARAM", message, "use dense attention")
     if attention.policy == "sparsed" and stores:
         full = conventions.attention == "full"
         hint = "export with --cache none" if full else "use losa, quest, mage or flashblock"
@@ -203,8 +220,8 @@ def resolve(
         gen_len=settings.max_new_tokens or max(min(DEFAULT_MAX_NEW_TOKENS, room), 1),
         block_length=block,
         sub_block_length=sub_block,
-        steps=settings.steps,
-        threshold=DEFAULT_THRESHOLD if settings.threshold is None else settings.threshold,
+        options=options,
+        guidance=settings.cfg_scale,
         cache=cache,
         refresh_every=settings.refresh_every,
         sampling=Sampling(

@@ -30,6 +30,8 @@ class TextCodec:
     def __init__(self, tokenizer: Any, spec: ModelSpec, *, name: str = "tokenizer.json") -> None:
         self.tokenizer, self.spec, self.name = tokenizer, spec, name
         self.max_characters = CHARACTERS_PER_POSITION * spec.max_positions
+        self._texts: list[str] | None = None  # of every token by itself, once somebody asks
+        self._containing: dict[str, tuple[int, ...]] = {}
         conventions = spec.conventions
         reserved = {conventions.mask_id, conventions.eos_id, conventions.pad_id, *conventions.stop_ids}
         with self._library_errors():
@@ -114,6 +116,22 @@ class TextCodec:
         with self._library_errors():
             text: str = self.tokenizer.decode([token_id], skip_special_tokens=False)
         return text
+
+    def ids_containing(self, text: str) -> tuple[int, ...]:
+        """Of the tokens whose text contains `text`, special ones excepted."""
+        if text not in self._containing:
+            if self._texts is None:
+                ids = range(self.tokenizer.get_vocab_size(with_added_tokens=True))
+                with self._library_errors():
+                    self._texts = self.tokenizer.decode_batch([[i] for i in ids], skip_special_tokens=True)
+            self._containing[text] = tuple(i for i, own in enumerate(self._texts) if text in own)
+        return self._containing[text]
+
+    def ids_of_marker(self, text: str) -> tuple[int, ...]:
+        """The one token that is written so, special or not, or else the tokens of the plain text."""
+        with self._library_errors():
+            single = self.tokenizer.token_to_id(text)
+        return (single,) if single is not None else tuple(self.encode_suffix(text))
 
     def special_text(self, token_id: int) -> str | None:
         """How the tokenizer writes the token itself, as templates name it."""

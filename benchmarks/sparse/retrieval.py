@@ -14,7 +14,8 @@ from tokenizers import Tokenizer
 from dlm_edge.evaluation.tasks import NAMES, WORDS
 from dlm_edge.families.spec import Conventions
 from dlm_edge.runtime.attention import AttentionSettings
-from dlm_edge.runtime.denoise import DecodeSettings, Stats, denoise
+from dlm_edge.runtime.decode_settings import DecodeSettings, Stats
+from dlm_edge.runtime.denoise import denoise
 from dlm_edge.runtime.samplers import SAMPLERS
 from dlm_edge.runtime.step_model import StepModel
 
@@ -73,7 +74,7 @@ def answer(
         gen_len=gen_len,
         block_length=gen_len if full else conventions.block_length,
         sub_block_length=gen_len if full else conventions.sub_block_length,
-        threshold=threshold,
+        options=SAMPLERS["threshold"].options(threshold=threshold),
         cache=cache_kind(conventions, stores),
         attention=attention,
         fixed=asked.fixed,

@@ -8,6 +8,7 @@ import click
 
 from dlm_edge.cli.attention_options import NAMES, for_each_policy, policy_options, take_attention
 from dlm_edge.cli.output import print_json, progress_line, size, table
+from dlm_edge.cli.sampler_options import sampler_options, take_sampler
 
 HEADING = (
     "attention", "prompt", "new", "prefill s", "s/forward", "tokens/s", "steps/token", "steps/block", "density",
@@ -21,8 +22,7 @@ HEADING = (
 @click.option("--new-tokens", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Threads of the model; default: all cores.")
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--sampler", type=click.Choice(["static", "threshold"]), default="threshold", show_default=True)
-@click.option("--threshold", type=click.FloatRange(0, 2), default=0.9, show_default=True)
+@sampler_options
 @click.option(
     "--attention",
     "policies",
@@ -39,14 +39,14 @@ def command(
     new_tokens: int,
     threads: int | None,
     repeats: int,
-    sampler: str,
-    threshold: float,
     policies: tuple[str, ...],
     as_json: bool,
     **options: Any,
 ) -> None:
     """Time prompts of random tokens; medians, with the steps per token beside every speed."""
     import msgspec
+
+    sampler, own = take_sampler(options)
 
     from dlm_edge.benchmark import benchmark
 
@@ -57,7 +57,7 @@ def command(
         repeats=repeats,
         threads=threads,
         sampler=sampler,
-        threshold=threshold,
+        options=own,
         attention=for_each_policy(policies, take_attention(options)),
         progress=progress_line,
     )

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from dlm_edge.cli.attention_options import attention_options
+from dlm_edge.cli.sampler_options import OPTIONS, read_assignments
 from dlm_edge.errors import UsageProblem
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -19,9 +20,8 @@ DECODING = (
     click.option("--min-new-tokens", type=int, metavar="N", help="No end of text before N tokens."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times."),
     click.option("--ignore-eos", is_flag=True, help="Go on at the end of text, until --max-new-tokens."),
-    click.option("--sampler", metavar="NAME", help="static or threshold. Default: what the bundle says."),
-    click.option("--threshold", type=float, metavar="P", help="threshold: commit every token at least this likely."),
-    click.option("--steps", type=int, metavar="N", help="static: denoising steps in total. Default: one per token."),
+    *OPTIONS,
+    click.option("--cfg-scale", type=float, metavar="W", help="Classifier-free guidance; twice the work, no cache."),
     click.option("--block-length", type=int, metavar="N", help="Tokens per block (models with full attention)."),
     click.option("--temperature", type=float, metavar="T", help="0, the default, always takes the likeliest token."),
     click.option("--top-k", type=int, metavar="K", help="Draw among the K likeliest tokens."),
@@ -67,6 +67,9 @@ def settings_of(options: dict[str, Any]) -> dict[str, Any]:
         raise UsageProblem("E-USAGE", "--prefix-cache, --dual-cache and --no-cache exclude each other", "give one")
     if chosen:
         values["cache"] = chosen[0]
+    own = read_assignments(values.pop("assignments"))
+    if own:
+        values["sampler_options"] = own
     if options["stop"]:
         values["stop"] = tuple(options["stop"])
     if options["ignore_eos"]:

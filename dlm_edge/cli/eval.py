@@ -8,14 +8,14 @@ import click
 
 from dlm_edge.cli.attention_options import NAMES, for_each_policy, policy_options, take_attention
 from dlm_edge.cli.output import print_json, progress_line, table
+from dlm_edge.cli.sampler_options import sampler_options, take_sampler
 
 
 @click.command("eval")
 @click.argument("artefact", metavar="BUNDLE|CKPT")
 @click.option("--suite", type=click.Choice(["quick", "full"]), default="quick", show_default=True)
 @click.option("--against", metavar="OTHER", help="Reference artefact: NLL difference per window and commit-flip rate.")
-@click.option("--sampler", type=click.Choice(["static", "threshold"]), default="threshold", show_default=True)
-@click.option("--threshold", type=click.FloatRange(0, 2), default=0.9, show_default=True)
+@sampler_options
 @click.option("--task", "tasks", multiple=True, help="Only this task; may be given several times.")
 @click.option("--samples", type=click.IntRange(1), help="Samples per task, instead of the suite's number.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
@@ -27,8 +27,6 @@ def command(
     artefact: str,
     suite: str,
     against: str | None,
-    sampler: str,
-    threshold: float,
     tasks: tuple[str, ...],
     samples: int | None,
     seed: int,
@@ -43,6 +41,8 @@ def command(
     """
     import msgspec
 
+    sampler, own = take_sampler(options)
+
     from dlm_edge.evaluation.evaluate import evaluate
 
     report = evaluate(
@@ -50,7 +50,7 @@ def command(
         suite=suite,
         against=against,
         sampler=sampler,
-        threshold=threshold,
+        options=own,
         tasks=list(tasks) or None,
         samples=samples,
         seed=seed,

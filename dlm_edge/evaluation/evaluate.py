@@ -12,15 +12,16 @@ from tokenizers import Tokenizer
 
 from dlm_edge.artifacts import resolve_bundle
 from dlm_edge.bundle import open_bundle
+from dlm_edge.decoding import decoding_settings, shown
 from dlm_edge.errors import UsageProblem
 from dlm_edge.evaluation.commit_flips import count_flips, record_steps
 from dlm_edge.evaluation.masked_nll import MaskedNll, masked_nll, standard_error, text_windows
 from dlm_edge.evaluation.tasks import LONG_TASKS, SHORT_TASKS, Sample, make_samples
 from dlm_edge.nearest import nearest
 from dlm_edge.runtime import Engine, Result
-from dlm_edge.runtime.denoise import DecodeSettings
+from dlm_edge.runtime.decode_settings import DecodeSettings
+from dlm_edge.runtime.sampler_options import sampler_options
 from dlm_edge.runtime.samplers import SAMPLERS
-from dlm_edge.runtime.scores import Sampling
 
 WINDOW = 256  # tokens of a text window
 
@@ -68,7 +69,7 @@ def evaluate(
     suite: str = "quick",
     against: str | Path | None = None,
     sampler: str = "threshold",
-    threshold: float = 0.9,
+    options: Mapping[str, Any] | None = None,
     tasks: list[str] | None = None,
     samples: int | None = None,
     seed: int = 0,
@@ -79,16 +80,17 @@ def evaluate(
     """Measure the bundle or checkpoint `artefact`; sets of samples follow from `seed` and are the same for all.
 
     `attention`: settings of sparse attention for the tasks, such as {"attention": "losa"}; the NLL is of dense attention.
+    `options`: the sampler's own settings, such as {"threshold": 0.8}.
     `tasks` and `samples` replace the suite's choice of tasks and its number of samples per task.
     """
     say = progress or (lambda _: None)
     plan = plan_tasks(suite, tasks, samples)
+    decoding = decoding_settings(sampler, options or {})
     bundle = resolve_bundle(artefact)
     other = None if against is None else resolve_bundle(against)  # before minutes of work, not after them
     say(f"masked NLL over {SUITES[suite].windows} windows of held-out text")
     own, bytes_per_token = score_text(bundle, SUITES[suite].windows, seed, threads)
-    options = decoding_options(sampler, threshold) | dict(attention or {})
-    scored = score_tasks(bundle, plan, options, seed, threads, say)
+    scored = score_tasks(bundle, plan, decoding | dict(attention or {}), seed, threads, say)
     matches = sum(s["exact_match"] * s["n"] for s in scored.tasks.values())
     asked = sum(s["n"] for s in scored.tasks.values())
     report = EvalReport(
@@ -104,14 +106,14 @@ def evaluate(
         density=scored.density / max(scored.steps, 1),
         active_rows=scored.active_rows / max(scored.steps, 1),
         effective_tokens_per_s=scored.new_tokens / scored.seconds,
-        sampler=sampler if sampler == "static" else f"{sampler} {threshold}",
+        sampler=shown(decoding),
         suite=suite,
         seed=seed,
         samples=asked,
     )
     if other is not None:
         say(f"against {against}")
-        compare(report, own, bundle, other, sampler, threshold, seed, threads)
+        compare(report, own, bundle, other, decoding, seed, threads)
     return report
 
 
@@ -135,10 +137,6 @@ def score_text(bundle: Path, windows: int, seed: int, threads: int | None) -> tu
 
 def read_tokenizer(bundle: Path) -> Tokenizer:
     return Tokenizer.from_file(str(open_bundle(bundle).tokenizer_path))
-
-
-def decoding_options(sampler: str, threshold: float) -> dict[str, Any]:
-    return {"sampler": sampler} | ({"threshold": threshold} if sampler == "threshold" else {})
 
 
 class TaskScores(msgspec.Struct):
@@ -202,8 +200,7 @@ def compare(
     own: MaskedNll,
     bundle: Path,
     other: Path,
-    sampler: str,
-    threshold: float,
+    decoding: Mapping[str, Any],
     seed: int,
     threads: int | None,
 ) -> None:
@@ -220,13 +217,13 @@ def compare(
         for a, b in zip(own.by_bucket(), theirs.by_bucket(), strict=True)
         if a["tokens"]
     ]
-    report.commit_flip_rate = flip_rate(bundle, other, report.suite, sampler, threshold, seed, threads)
+    report.commit_flip_rate = flip_rate(bundle, other, report.suite, decoding, seed, threads)
 
 
 def flip_rate(
-    bundle: Path, reference: Path, suite: str, sampler: str, threshold: float, seed: int, threads: int | None
+    bundle: Path, reference: Path, suite: str, decoding: Mapping[str, Any], seed: int, threads: int | None
 ) -> float:
-    chosen = SAMPLERS[sampler]
+    chosen = SAMPLERS[decoding["sampler"]]
     flips = steps = 0
     tokenizer = read_tokenizer(bundle)
     with Engine.open(bundle, threads=threads) as own, Engine.open(reference, threads=threads) as other:
@@ -238,10 +235,10 @@ def flip_rate(
                 gen_len=answer_length(tokenizer, sample),
                 block_length=conventions.block_length,
                 sub_block_length=conventions.sub_block_length,
-                threshold=threshold,
+                options=sampler_options(chosen, decoding["sampler_options"]),
                 stop_ids=conventions.stop_ids,
             )
             states = record_steps(other.parts.model, other.spec, other.encode(sample.prompt), settings, chosen)
-            flips += count_flips(own.parts.model, own.spec, states, chosen, Sampling())
+            flips += count_flips(own.parts.model, own.spec, states, chosen, settings)
             steps += len(states)
     return flips / steps

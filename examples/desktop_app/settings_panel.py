@@ -65,7 +65,7 @@ SECTIONS: dict[str, tuple[Field, ...]] = {
     ),
 }
 CHOICES = {"sampler": tuple(SAMPLERS), "attention": tuple(POLICIES)}
-SAMPLER_OPTIONS = {option for sampler in SAMPLERS.values() for option in sampler.options}
+SAMPLER_OPTIONS = {option for sampler in SAMPLERS.values() for option in sampler.option_names}
 ATTENTION_OPTIONS = {option for policy in POLICIES.values() for option in policy.options}
 
 
@@ -154,7 +154,7 @@ class SettingsPanel(QFrame):
     def _is_shown(self, name: str) -> bool:
         if name in SAMPLER_OPTIONS:
             chosen = self._text("sampler")
-            return not chosen or name in SAMPLERS[chosen].options
+            return not chosen or name in SAMPLERS[chosen].option_names
         if name in ATTENTION_OPTIONS:
             return name in POLICIES[self._text("attention") or "dense"].options
         return True

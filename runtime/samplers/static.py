@@ -6,12 +6,24 @@ sampler is compared with.
 
 from __future__ import annotations
 
-from dlm_edge.runtime.samplers.contract import Commits, Needs, Sampler, SelectState, commit_rows, most_confident_first
+from dlm_edge.runtime.samplers.contract import (
+    Commits,
+    Sampler,
+    SamplerOptions,
+    SelectState,
+    Steps,
+    commit_rows,
+    most_confident_first,
+)
 from dlm_edge.runtime.scores import Scores
 
 
-def select(scores: Scores, state: SelectState) -> Commits:
+class Options(SamplerOptions, frozen=True):
+    steps: Steps | None = None  # of the whole request; None: one token per step
+
+
+def select(scores: Scores, state: SelectState, options: SamplerOptions) -> Commits:
     return commit_rows(scores, most_confident_first(scores)[: state.quota])
 
 
-SAMPLER = Sampler("static", select, Needs(), options=("steps",))
+SAMPLER = Sampler(name="static", select=select, options=Options)

@@ -6,15 +6,16 @@ confident one in any case. No confidence exceeds 1, so a threshold above 1 is `s
 
 from __future__ import annotations
 
-import numpy as np
-
-from dlm_edge.runtime.samplers.contract import Commits, Needs, Sampler, SelectState, commit_rows, most_confident_first
+from dlm_edge.runtime.samplers.contract import Commits, Sampler, SamplerOptions, SelectState, Threshold, commit_where
 from dlm_edge.runtime.scores import Scores
 
 
-def select(scores: Scores, state: SelectState) -> Commits:
-    sure = np.flatnonzero(scores.confidence >= state.threshold)
-    return commit_rows(scores, sure if sure.size else most_confident_first(scores)[:1])
+class Options(SamplerOptions, frozen=True):
+    threshold: Threshold = 0.9  # confidence from which a token is committed
 
 
-SAMPLER = Sampler("threshold", select, Needs(), options=("threshold",))
+def select(scores: Scores, state: SelectState, options: Options) -> Commits:
+    return commit_where(scores, scores.confidence >= options.threshold)
+
+
+SAMPLER = Sampler(name="threshold", select=select, options=Options)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dlm_edge.runtime.denoise import DecodeSettings, denoise
+from dlm_edge.runtime.decode_settings import DecodeSettings
+from dlm_edge.runtime.denoise import denoise
 from dlm_edge.runtime.samplers import SAMPLERS
 from dlm_edge.runtime.scores import Sampling
 from tests.runtime.toy import ToyModel
 
 
 def decode(conventions, prompt, *, model=None, sampler="static", gen_len=19, sampling=None, on_step=None, **settings):
-    """(tokens, stats) of one request; block lengths and stop ids are the family's unless given."""
+    """(tokens, stats) of one request; block lengths and stop ids are the family's unless given. A sampler is given those
+    of the settings that it has."""
     values = {
         "gen_len": gen_len,
         "block_length": conventions.block_length,
@@ -17,10 +19,15 @@ def decode(conventions, prompt, *, model=None, sampler="static", gen_len=19, sam
         "stop_ids": conventions.stop_ids,
         "sampling": sampling or Sampling(),
     } | settings
+    chosen = SAMPLERS[sampler]
+    anybody = {name for each in SAMPLERS.values() for name in each.option_names}
+    own = {name: values.pop(name) for name in anybody & set(values)}
+    own = {name: value for name, value in own.items() if name in chosen.option_names}
+    values["options"] = chosen.options(**own)
     if "block_length" in settings and "sub_block_length" not in settings:
         values["sub_block_length"] = settings["block_length"]
     watch = on_step or (lambda progress: None)
-    return denoise(model or ToyModel(), conventions, prompt, DecodeSettings(**values), SAMPLERS[sampler], watch)
+    return denoise(model or ToyModel(), conventions, prompt, DecodeSettings(**values), chosen, watch)
 
 
 def prompt_of(length, start=0):

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from dlm_edge.errors import JobError
-from dlm_edge.runtime.samplers import SAMPLERS, SelectState
 from dlm_edge.runtime.samplers.contract import Commits
-from dlm_edge.runtime.scores import Sampling, ScoreReducer, Scores
+from dlm_edge.runtime.scores import Sampling, ScoreReducer
 
 MASK = 3
 # One float32 sum over a vocabulary of 5,000 and float32 exponentials; the largest errors measured over 200 rows
@@ -18,16 +17,6 @@ def reduce(rows, sampling=None, positions=None, step=0):
     rows = np.asarray(rows, np.float32)
     positions = np.arange(len(rows)) if positions is None else np.asarray(positions)
     return ScoreReducer(MASK, sampling or Sampling()).reduce(list(rows), positions, step)
-
-
-def scores_of(confidence, ids=None):
-    confidence = np.asarray(confidence, np.float64)
-    ids = np.arange(len(confidence)) if ids is None else np.asarray(ids)
-    return Scores(10 + np.arange(len(confidence)), ids, confidence, confidence, confidence * 0, confidence * 0)
-
-
-def state(**changes):
-    return SelectState(**({"step": 0, "n_masked": 4, "n_steps": 4, "threshold": 0.9} | changes))
 
 
 def test_against_a_plain_softmax():
@@ -112,34 +101,3 @@ def test_mask_id_is_never_drawn():
 
 def as_pairs(commits: Commits):
     return list(zip(commits.positions.tolist(), commits.ids.tolist(), strict=True))
-
-
-@pytest.mark.parametrize("n_masked", range(1, 20))
-def test_quotas_sum_to_the_masks(n_masked):
-    for n_steps in range(1, n_masked + 1):
-        quotas = [state(step=s, n_masked=n_masked, n_steps=n_steps).quota for s in range(n_steps)]
-        assert sum(quotas) == n_masked and max(quotas) - min(quotas) <= 1 and quotas == sorted(quotas, reverse=True)
-
-
-def test_static_takes_the_most_confident_and_ties_go_left():
-    scores = scores_of([0.2, 0.9, 0.9, 0.1, 0.9])
-    select = SAMPLERS["static"].select
-    assert as_pairs(select(scores, state(n_masked=5, n_steps=5))) == [(11, 1)]
-    assert as_pairs(select(scores, state(n_masked=5, n_steps=3))) == [(11, 1), (12, 2)]
-
-
-def test_threshold_takes_all_that_reach_it_and_at_least_one():
-    select = SAMPLERS["threshold"].select
-    assert as_pairs(select(scores_of([0.9, 0.5, 0.95]), state())) == [(10, 0), (12, 2)]
-    assert as_pairs(select(scores_of([0.3, 0.5, 0.5]), state())) == [(11, 1)]
-
-
-def test_lower_threshold_accepts_a_superset():
-    rng = np.random.default_rng(3)
-    for _ in range(50):
-        scores, kept = scores_of(rng.random(12)), set()
-        for threshold in (1.1, 0.9, 0.7, 0.5, 0.2, 0.0):
-            now = set(as_pairs(SAMPLERS["threshold"].select(scores, state(threshold=threshold))))
-            assert kept <= now
-            kept = now
-        assert len(kept) == 12

@@ -47,15 +47,15 @@ def resolved(family="block", defaults=None, **values):
 
 def test_defaults():
     sampler, decode = resolved()
-    assert (sampler, decode.threshold, decode.cache, decode.gen_len) == ("threshold", 0.9, "block", 128)
+    assert (sampler, decode.options.threshold, decode.cache, decode.gen_len) == ("threshold", 0.9, "block", 128)
     assert (decode.block_length, decode.sub_block_length, decode.stop_ids) == (8, 4, (EOS,))
     assert resolved("full")[1].cache == "prefix"
 
 
 def test_bundle_defaults_fill_only_what_is_open():
     defaults = {"sampler": "threshold", "threshold": 0.7, "max_new_tokens": 50}
-    assert resolved(defaults=defaults)[1].threshold == 0.7
-    assert resolved(defaults=defaults, threshold=0.8)[1].threshold == 0.8
+    assert resolved(defaults=defaults)[1].options.threshold == 0.7
+    assert resolved(defaults=defaults, threshold=0.8)[1].options.threshold == 0.8
     sampler, decode = resolved(defaults=defaults, sampler="static")
     assert (sampler, decode.gen_len) == ("static", 50)
 

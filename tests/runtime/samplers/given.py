@@ -1,0 +1,42 @@
+"""Scores and states for the tests of single selections."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dlm_edge.runtime.blocks import Canvas
+from dlm_edge.runtime.samplers import SAMPLERS, SelectState
+from dlm_edge.runtime.scores import Scores
+
+FIRST = 10  # position of the first row
+
+
+def scores_of(confidence, ids=None, **columns):
+    """Rows at FIRST, FIRST + 1, ...; ids 0, 1, ... unless given; entropy and top-2 are 0 unless given."""
+    confidence = np.asarray(confidence, np.float64)
+    ids = np.arange(len(confidence)) if ids is None else np.asarray(ids)
+    values = {"top1_prob": confidence, "top2_prob": confidence * 0, "entropy": confidence * 0}
+    values |= {name: np.asarray(column, np.float64) for name, column in columns.items() if name != "logits"}
+    positions = FIRST + np.arange(len(confidence))
+    return Scores(positions, ids, confidence, **values, logits=columns.get("logits", ()))
+
+
+def state_of(n_masked=4, **changes):
+    """A (sub-)block of `n_masked` masks at FIRST, one token per step, at its first selection."""
+    end = FIRST + n_masked
+    values = {
+        "step": 0,
+        "n_masked": n_masked,
+        "n_steps": n_masked,
+        "span": (FIRST, end),
+        "block": (FIRST, end),
+        "canvas": Canvas(range(1, FIRST + 1), n_masked, end, mask_id=99),
+    }
+    return SelectState(**(values | changes))
+
+
+def select(sampler, scores, state=None, **options):
+    """The (position, id) pairs that a sampler commits."""
+    chosen = SAMPLERS[sampler]
+    commits = chosen.select(scores, state or state_of(len(scores.positions)), chosen.options(**options))
+    return list(zip(commits.positions.tolist(), commits.ids.tolist(), strict=True))
