@@ -62,7 +62,14 @@ def command(bundle: str, as_json: bool, **options: Any) -> None:
         words = (*NAMES, *GenerateSettings.__struct_fields__)
         history = None if no_history else history_path()
         with edited_lines(history, words) if is_typed else nullcontext(read_piped) as read:
-            results = talk(engine, conversation, read, is_typed=is_typed, as_json=as_json)
+            results: list[Result] = []
+            try:
+                talk(engine, conversation, read, results, is_typed=is_typed, as_json=as_json)
+            except DlmEdgeError as error:
+                if not as_json:
+                    raise
+                print_json(as_object(conversation, results) | {"error": error.to_dict()})  # answers are not lost
+                click.get_current_context().exit(error.exit_code)
     if as_json:
         print_json(as_object(conversation, results))
     if not is_typed and was_stopped(results):
@@ -71,8 +78,10 @@ def command(bundle: str, as_json: bool, **options: Any) -> None:
         raise Stopped("E-STOPPED", "stopped", "the text above is what was finished")
 
 
-def talk(engine: Engine, conversation: Conversation, read: Read, *, is_typed: bool, as_json: bool) -> list[Result]:
-    """Until the end of input or /quit. What goes wrong with a line is said to whoever types, and ends a pipe.
+def talk(
+    engine: Engine, conversation: Conversation, read: Read, results: list[Result], *, is_typed: bool, as_json: bool
+) -> None:
+    """Add to `results` until the end of input or /quit. What goes wrong with a line is said to whoever types, and ends a pipe.
 
     On a terminal commands are answered where the text is; in a pipe standard output holds answers alone.
     """
@@ -80,7 +89,6 @@ def talk(engine: Engine, conversation: Conversation, read: Read, *, is_typed: bo
     from dlm_edge.cli.line_input import read_message
 
     say = print if is_typed else progress_line
-    results: list[Result] = []
     while (text := read_message(read, "> ")) is not None:
         try:
             if is_command(text):
@@ -94,7 +102,6 @@ def talk(engine: Engine, conversation: Conversation, read: Read, *, is_typed: bo
             say(f"error {error}" + ("; /reset forgets what was said" if error.code == "E-CONTEXT" else ""))
         if not is_typed and was_stopped(results):
             break
-    return results
 
 
 def answer(engine: Engine, conversation: Conversation, text: str, *, as_json: bool) -> Result:

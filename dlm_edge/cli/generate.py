@@ -11,7 +11,7 @@ import click
 from dlm_edge.cli.decoding_options import decoding_options, settings_of, take_engine
 from dlm_edge.cli.output import print_json, progress_line
 from dlm_edge.cli.running_job import show_text, stop_on_interrupt
-from dlm_edge.errors import InputFileError, Stopped, UsageProblem
+from dlm_edge.errors import DlmEdgeError, InputFileError, Stopped, UsageProblem
 
 if TYPE_CHECKING:
     from dlm_edge.runtime import Engine, Job, Result
@@ -51,7 +51,13 @@ def command(bundle: str, as_json: bool, json_lines: bool, **options: Any) -> Non
         with stop_on_interrupt(job):
             result = show(job, as_json=as_json, json_lines=json_lines)
         if kept is not None:
-            save_kept(engine, Path(kept), result)
+            try:
+                save_kept(engine, Path(kept), result)
+            except DlmEdgeError as error:
+                if not as_json:
+                    raise
+                print(f"error {error}", file=sys.stderr)  # the result is printed: a second object would spoil it
+                click.get_current_context().exit(error.exit_code)
     if result.stop_reason == "cancelled":
         if as_json:  # its one object is printed, an error would be a second one
             click.get_current_context().exit(Stopped.exit_code)
@@ -96,8 +102,10 @@ def show(job: Job, *, as_json: bool, json_lines: bool) -> Result:
 
 
 def read_prompt(text: str | None, file: str | None, is_ids: bool, raw: bool) -> str | list[int]:
-    if (text is None) == (file is None):
-        raise UsageProblem("E-USAGE", "one prompt is needed", "give -p TEXT or --prompt-file FILE")
+    if text is not None and file is not None:
+        raise UsageProblem("E-USAGE", "--prompt and --prompt-file exclude each other", "give one of them")
+    if text is None and file is None:
+        raise UsageProblem("E-USAGE", "a prompt is needed", "give -p TEXT or --prompt-file FILE")
     if is_ids and raw:
         raise UsageProblem("E-USAGE", "--ids and --raw exclude each other", "ids are never wrapped in a template")
     if file is not None:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dlm_edge.errors import InputFileError
+
 MAX_LINES = 1000
 QUOTES = '"""'  # begins and ends a text of several lines
 Read = Callable[[str], str]
@@ -37,7 +39,11 @@ def read_message(read: Read, prompt: str) -> str | None:
 
 def read_piped(prompt: str) -> str:
     """A line of standard input; nothing is written for it."""
-    line = sys.stdin.readline()
+    try:
+        line = sys.stdin.readline()
+        line.encode("utf-8")  # where Python reads leniently, a byte that is none became half a surrogate
+    except UnicodeError as error:
+        raise InputFileError("E-UTF8", "a line of standard input is not UTF-8", "convert it") from error
     if not line:
         raise EOFError
     return line.removesuffix("\n").removesuffix("\r")

@@ -57,8 +57,11 @@ def main(argv: Sequence[str] | None = None, *, program_name: str = "dlm-edge") -
 
     `program_name` is what usage texts call us: another program may offer our verbs as its own.
     """
+    if sys.stdout is None:  # it was closed by whoever started us: results would be lost
+        return report(ResourceError("E-IO", "standard output is closed", "open it, or redirect it to a file"), False)
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in arguments
+    output, errors = sys.stdout, sys.stderr
     flags: set[str] = set()  # of common_options.py
     if os.environ.get(COMPLETION_VARIABLE, "").startswith("powershell_"):
         importlib.import_module("dlm_edge.cli.powershell")  # click knows the other shells
@@ -77,8 +80,11 @@ def main(argv: Sequence[str] | None = None, *, program_name: str = "dlm-edge") -
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return report(Stopped("E-STOPPED", "stopped"), as_json)
-    except BrokenPipeError:  # the reader of our output has gone, as in `dlm-edge ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit) as error:  # the reader of our output has gone, as in `dlm-edge ... | head`
+        if isinstance(error, SystemExit) and sys.stdout is output:
+            raise
+        sys.stdout, sys.stderr = output, errors  # click, which makes an exit of it, replaces both
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except ModuleNotFoundError as error:
         if error.name and not error.name.startswith("dlm_edge"):

@@ -258,3 +258,10 @@ def test_on_a_terminal(bundle, tmp_path):
     typist.type("\x04")
     assert typist.process.wait(30) == 0
     assert "again" in (tmp_path / "dlm-edge" / "chat_history").read_text()
+
+
+def test_answers_before_a_bad_line_are_not_lost(piped):
+    output = piped("hello\n\udcff\nnever asked\n", "--json", code=3)
+    chat = json.loads(output.out)
+    assert len(chat["results"]) == 1 and chat["error"]["code"] == "E-UTF8"
+    assert piped("hello\n\udcff\n", code=3).err.startswith("error E-UTF8")

@@ -33,7 +33,7 @@ def test_the_two_verbs_differ_in_what_is_named_here_only():
 
 def test_every_setting_has_a_flag():
     flags = names(generate)
-    renamed = {"cache": set(CACHES), "stop_at_eos": {"ignore_eos"}}
+    renamed = {"cache": set(CACHES), "stop_at_eos": {"ignore_eos"}, "sampler_options": {"assignments"}}
     for field in GenerateSettings.__struct_fields__:
         assert field in WITHOUT_A_FLAG or renamed.get(field, {field}) <= flags, field
 

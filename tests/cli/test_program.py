@@ -136,3 +136,26 @@ def test_output_onto_a_full_disk(form):
         found = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert found.returncode == 4 and "error E-IO: the output could not be written" in found.stderr
     assert "Traceback" not in found.stderr
+
+
+def run_in_shell(bundle, redirection):
+    command = f"{sys.executable} -m dlm_edge generate {bundle} -p x --max-new-tokens 8 --json-lines {redirection}"
+    return subprocess.run(["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("reader", ["true", "head -1"])
+def test_a_reader_that_leaves_is_no_failure(bundle, reader):
+    run = run_in_shell(bundle, f"| {reader}")
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_a_closed_standard_output_is_said(bundle):
+    run = run_in_shell(bundle, ">&-")
+    assert run.returncode == 4 and run.stderr.startswith("error E-IO: standard output is closed")
+
+
+def test_a_prompt_cache_that_cannot_be_written_leaves_one_object(bundle, capfd):
+    arguments = ["generate", str(bundle), "-p", "a b c d e f g h", "--max-new-tokens", "40", "--ignore-eos"]
+    assert main([*arguments, "--json", "--prompt-cache", "/proc/no_file"]) != 0
+    output = capfd.readouterr()
+    assert json.loads(output.out)["new_tokens"] == 40 and "error E-" in output.err
