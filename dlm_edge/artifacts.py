@@ -15,6 +15,9 @@ from dlm_edge.bundle import is_bundle, open_bundle
 from dlm_edge.errors import EnvironmentProblem
 
 
+GRAPH = 2  # one more when exported graphs differ from those of before, which stay valid and lack what is new
+
+
 def resolve_bundle(name: str | Path, *, say: Callable[[str], None] | None = None) -> Path:
     """The bundle itself, or one exported from the checkpoint `name` into the user's cache folder.
 
@@ -51,6 +54,6 @@ def cache_folder() -> Path:
 
 
 def identity(folder: Path) -> str:
-    """Changes with any file of the folder and with our version."""
+    """Changes with any file of the folder, with our version, and with the graph that is exported."""
     listing = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.iterdir()) if p.is_file()]
-    return hashlib.sha256(json.dumps([__version__, str(folder.resolve()), listing]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([__version__, GRAPH, str(folder.resolve()), listing]).encode()).hexdigest()[:16]

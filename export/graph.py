@@ -1,15 +1,21 @@
 """The step graph: one denoising step of a window over shared caches, for every family that ModelSpec describes.
 
-    input_ids [1, W], start [1], cache_len [1], attn_block [1], logit_rows [R], policy [layers, 9], drift [1],
+    input_ids [B, W], start [1], cache_len [1], attn_block [1], logit_rows [R], policy [layers, 9], drift [1],
     where codes lie in two planes also planes [1]: how many of them are read,
     and per layer: the caches of the layout (cache_nodes/), the page bounds page_low, page_high, page_scale, and the state of
     sparse attention q_last, q_stored, prefix_out, prefix_lse, masses
  -> logits [R, vocab], and per layer: written caches and new state with the suffix _out, what the caller is to store,
     stats [4]
 
+B copies of the window are fillings of the same positions, which see the caches and not each other. logit_rows count
+through all of them: row i of copy b is b * W + i. What is written, of caches and of state, is of copy 0. More than one
+copy attend afresh in all their rows; float32 graphs that store keys and values themselves take them, where the native
+operators run. Everywhere else B is 1.
+
 Built node by node (no tracing), so the same checkpoint gives the same bytes. A caller that binds each cache and state
 output to its input gets them written in place, without a copy. With the layout none the window is the whole sequence:
-start, cache_len, attn_block, drift and all of the above state are left out, and each layer has a `pattern`. Shapes and meaning of the state: kernels/select_pages/reference.py and kernels/prefix_block_attention/reference.py,
+start, cache_len, attn_block, drift and all of the above state are left out, and each layer has a `pattern`. Shapes and
+meaning of the state: kernels/select_pages/reference.py, kernels/prefix_block_attention/reference.py and
 kernels/pattern_attention/reference.py.
 """
 
@@ -22,6 +28,7 @@ from onnx import TensorProto, helper
 
 from dlm_edge.checkpoint import Checkpoint
 from dlm_edge.export.cache_nodes import Rematerialised, Tensors, WholeSequence, Window, cache_nodes
+from dlm_edge.export.cache_nodes.contract import copies_of
 from dlm_edge.export.external_data import TYPES, ExternalData
 from dlm_edge.export.linear import WeightNodes
 from dlm_edge.export.n_bits import Precision
@@ -47,11 +54,12 @@ class StepGraph:
         self.body: int = TYPES[precision.body]
         self.cache = cache_nodes(layout, self.spec)
         self.is_whole = isinstance(self.cache, WholeSequence)  # the window, which is the sequence
+        self.copies = copies_of(self.cache.takes_copies, self.body)
         self.graph = GraphBuilder(data, precision.body)
         self.weights = WeightNodes(checkpoint, self.graph, precision)
 
     def build(self) -> onnx.ModelProto:
-        self.cos, self.sin = self.rope(self.positions())
+        self.cos, self.sin = self.for_copies(*self.rope(self.positions()))
         x = self.weights.embedding("input_ids")
         for i in range(self.spec.n_layers):
             self.graph.scope = f"layers.{i}."
@@ -81,6 +89,15 @@ class StepGraph:
         return g.add("Cast", [cos], scope + "rope_cos", to=self.body), g.add(
             "Cast", [sin], scope + "rope_sin", to=self.body
         )
+
+    def for_copies(self, cos: str, sin: str) -> tuple[str, str]:
+        """[B, W, head_dim / 2]: RotaryEmbedding wants the same numbers once for every copy."""
+        g = self.graph
+        if self.copies == 1:
+            return cos, sin
+        shape = [g.add("Shape", ["input_ids"], "n_copies", start=0, end=1), g.integers(1, 1)]
+        by_copy = g.add("Concat", shape, "rope_copies_shape", axis=0)
+        return g.add("Expand", [cos, by_copy], "rope_cos_copies"), g.add("Expand", [sin, by_copy], "rope_sin_copies")
 
     def window_rope(self) -> tuple[str, str]:
         return self.cos, self.sin
@@ -120,11 +137,11 @@ class StepGraph:
         return active, pages
 
     def project(self, i: int, h: str, kind: str) -> str:
-        """[1, rows, heads * head_dim] before the bias."""
+        """[B, rows, heads * head_dim] before the bias."""
         return self.weights.linear(h, f"layers.{i}.{kind}.weight", kind)
 
     def heads(self, i: int, projected: str, kind: str) -> str:
-        """Bias, then [1, heads, rows, head_dim], normalised per head where the family does so."""
+        """Bias, then [B, heads, rows, head_dim], normalised per head where the family does so."""
         g, spec = self.graph, self.spec
         count = spec.n_heads if kind == "q" else spec.n_kv_heads
         x = projected
@@ -148,8 +165,8 @@ class StepGraph:
     def logits(self, x: str) -> None:
         """Only the rows asked for go through the head; scores are float32 whatever the body is."""
         g = self.graph
-        rows = g.add("Gather", [x, "logit_rows"], "logit_hidden", axis=1)
-        rows = g.add("Squeeze", [rows, g.integers(0)], "logit_hidden_rows")
+        rows = g.add("Reshape", [x, g.integers(-1, self.spec.hidden_size)], "hidden_rows")
+        rows = g.add("Gather", [rows, "logit_rows"], "logit_hidden_rows", axis=0)
         rows = self.norm(rows, "final_norm.weight", "final_norm")
         logits = self.weights.head(rows, self.spec.vocab_size)
         g.add("Cast", [logits], "logits", to=TensorProto.FLOAT)
@@ -157,7 +174,7 @@ class StepGraph:
     def model(self) -> onnx.ModelProto:
         numbers = () if self.is_whole else ("start", "cache_len", "attn_block", *self.cache.numbers)
         inputs = [
-            helper.make_tensor_value_info("input_ids", TensorProto.INT64, [1, "window"]),
+            helper.make_tensor_value_info("input_ids", TensorProto.INT64, [self.copies, "window"]),
             *(helper.make_tensor_value_info(n, TensorProto.INT64, [1]) for n in numbers),
             helper.make_tensor_value_info("logit_rows", TensorProto.INT64, ["rows"]),
             helper.make_tensor_value_info("policy", TensorProto.INT64, [self.spec.n_layers, N_NUMBERS]),

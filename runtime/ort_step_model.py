@@ -1,7 +1,8 @@
 """The exported step graph as a StepModel: caches stay in place, only ids go in and logits come out.
 
-Each cache that the graph writes is one OrtValue, bound as input and as output, so a step copies nothing. Runs whose
-window is to be stored have a binding of their own, which also fetches what the caller stores.
+Each cache that the graph writes is bound as input and as output, so a step copies nothing. Runs whose window is to be
+stored have a binding of their own, which also fetches what the caller stores. So have runs over copies of a window,
+whose attention state is not that of the sequence.
 """
 
 from __future__ import annotations
@@ -14,22 +15,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlm_edge.errors import EnvironmentProblem, InputFileError, UsageProblem
+from dlm_edge.errors import EnvironmentProblem, UsageProblem
 from dlm_edge.families.spec import ModelSpec
 from dlm_edge.kernels.quantized_pages.planes import BOTH
 from dlm_edge.kernels.select_pages.reference import EXACT_POLICY, Policy
 from dlm_edge.runtime.attention import EXACT, AttentionSettings, as_matrix
+from dlm_edge.runtime.bound_arrays import BoundArrays
+from dlm_edge.runtime.graph_signature import check_signature, takes_copies
 from dlm_edge.runtime.layouts import layout_kind
 from dlm_edge.runtime.pattern_memory import PatternMemory
-from dlm_edge.runtime.sequence_memory import SequenceMemory
+from dlm_edge.runtime.sequence_memory import NO_IDS, SequenceMemory
 from dlm_edge.runtime.session import OpenSession, run_errors
 from dlm_edge.runtime.step_model import Ids, Logits, Terminated
 
 SCALARS = ("input_ids", "start", "cache_len", "attn_block", "logit_rows", "policy", "drift")
 STORED = ("stored_rows", "stored_keys")  # of a graph that codes leave, see export/cache_nodes/leaving_codes.py
 WHOLE_SEQUENCE = ("input_ids", "logit_rows", "policy")  # of a graph without a cache
-
-TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "uint8": "tensor(uint8)", "int8": "tensor(int8)"}
 
 
 class OrtStepModel:
@@ -47,16 +48,20 @@ class OrtStepModel:
             self.scalars = (*self.scalars, "planes")
         self.stored_names = [o.name for o in self.session.get_outputs() if o.name.split(".")[0].endswith("_new")]
         self.stepping, self.storing = self.session.io_binding(), self.session.io_binding()
+        self.copying: Any = None  # made by the first run over copies
         self.drift = np.array([np.inf], np.float32)
         self.raw_stats = np.zeros((spec.n_layers, 4), np.float32)
-        self.bound: dict[str, tuple[NDArray[Any], Any]] = {}  # the memory's arrays, and the OrtValues bound for them
+        self.bound = BoundArrays(self.ort, self.device, self.memory)
         self.window = (0, np.empty(0, np.int64))  # start and ids of the last run
         self.new: dict[str, list[NDArray[Any]]] = {}  # what it gave to be stored
         self.logits = np.empty((0, spec.vocab_size), np.float32)
         self._lock = threading.Lock()
         self._running: Any = None  # RunOptions of the run in progress
         self._terminated = False
-        self._check_signature()
+        check_signature(
+            self.session, {*self.scalars, *self.memory.arrays(), *self.memory.state_shapes(1)}, self.memory.arrays()
+        )
+        self.batches_copies = opened.native_operators and self.device == "cpu" and takes_copies(self.session)
         if self.device != "cpu" and layout_kind(layout).has_planes:
             message = f"the cache layout {layout} lies in planes, which the operators of {self.device} do not read"
             raise EnvironmentProblem(
@@ -92,38 +97,12 @@ class OrtStepModel:
         planes: int = BOTH,
         stored_rows: int = 0,
     ) -> Logits:
-        assert start + len(ids) <= self.capacity, "window beyond the caches"
-        assert "start" in self.scalars or (start, cache_len) == (0, 0), "without a cache a window is the whole sequence"
-        self.memory.overwrite(start)
-        self.window, self.new = (start, ids.copy()), {}
-        one_list = int(self.memory.form not in ("float", "kv"))
-        policy = replace(policy, page_size=self.memory.page_size, one_list=one_list)
-        feeds = {
-            "input_ids": ids[None],
-            "start": [start],
-            "cache_len": [cache_len],
-            "attn_block": [attn_block],
-            "logit_rows": logit_rows,
-            "planes": [planes],
-            "stored_rows": [stored_rows],
-            "stored_keys": [stored_rows if self.gives_codes and self.memory.has_bounds else 0],
-            "policy": as_matrix(policy, self.spec.n_layers, self.memory.attention.dense_layers),
-        }
-        # The binding may point into these arrays, so they live as long as the run.
-        arrays = {name: np.ascontiguousarray(feeds[name], np.int64) for name in self.scalars if name in feeds}
+        at = self._place(len(ids), start, cache_len, attn_block)
+        self.window = (start, ids.copy())
         storing = bool(stored_rows and self.stored_names)
         binding = self.storing if storing else self.stepping
-        for name, array in arrays.items():
-            binding.bind_cpu_input(name, array)
-        n_rows = len(logit_rows)
-        if n_rows > len(self.logits):
-            self.logits = np.empty((n_rows, self.spec.vocab_size), np.float32)
-        logits = self.logits[:n_rows]
+        feeds = at | self._feeds(ids[None], logit_rows, policy, planes, stored_rows)
         with run_errors():
-            if n_rows:
-                binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-            else:  # a pointer to nothing cannot be bound
-                binding.bind_output("logits", "cpu")
             given = self.memory.code_arrays(stored_rows) if storing and self.gives_codes else {}
             for name in self.stored_names if storing else ():
                 room = given.get(name)
@@ -131,9 +110,62 @@ class OrtStepModel:
                     binding.bind_output(name, "cpu")
                 else:
                     binding.bind_output(name, "cpu", 0, room.dtype.type, room.shape, room.ctypes.data)
-            self.session.run_with_iobinding(binding, self._begin())
+            logits = self._run(binding, feeds)
             if storing:
                 self._fetch(binding, given)
+        return logits
+
+    def run_copies(self, copies: Ids, start: int, cache_len: int, attn_block: int, logit_rows: Ids) -> Logits:
+        length = copies.shape[1]
+        at = self._place(length, start, cache_len, attn_block)
+        with run_errors():
+            if self.copying is None:
+                self.copying = self._bind_copies()
+            if self.batches_copies:
+                return self._run(self.copying, at | self._feeds(copies, logit_rows))
+            logits = np.empty((len(logit_rows), self.spec.vocab_size), np.float32)
+            for i in range(len(copies)):
+                mine = logit_rows // length == i
+                feeds = at | self._feeds(copies[i : i + 1], logit_rows[mine] % length)
+                logits[mine] = self._run(self.copying, feeds)
+            return logits
+
+    def _place(self, length: int, start: int, cache_len: int, attn_block: int) -> dict[str, Any]:
+        """A run is about to write the window there: feeds that say where. What it will give cannot be stored yet."""
+        assert start + length <= self.capacity, "window beyond the caches"
+        assert "start" in self.scalars or (start, cache_len) == (0, 0), "without a cache a window is the whole sequence"
+        self.memory.overwrite(start)
+        self.window, self.new = (start, NO_IDS), {}
+        return {"start": [start], "cache_len": [cache_len], "attn_block": [attn_block]}
+
+    def _feeds(
+        self, copies: Ids, logit_rows: Ids, policy: Policy = EXACT_POLICY, planes: int = BOTH, stored_rows: int = 0
+    ) -> dict[str, Any]:
+        one_list = int(self.memory.form not in ("float", "kv"))
+        policy = replace(policy, page_size=self.memory.page_size, one_list=one_list)
+        return {
+            "input_ids": copies,
+            "logit_rows": logit_rows,
+            "planes": [planes],
+            "stored_rows": [stored_rows],
+            "stored_keys": [stored_rows if self.gives_codes and self.memory.has_bounds else 0],
+            "policy": as_matrix(policy, self.spec.n_layers, self.memory.attention.dense_layers),
+        }
+
+    def _run(self, binding: Any, feeds: Mapping[str, Any]) -> Logits:
+        # The binding may point into these arrays, so they live as long as the run.
+        arrays = {name: np.ascontiguousarray(feeds[name], np.int64) for name in self.scalars if name in feeds}
+        for name, array in arrays.items():
+            binding.bind_cpu_input(name, array)
+        n_rows = len(arrays["logit_rows"])
+        if n_rows > len(self.logits):
+            self.logits = np.empty((n_rows, self.spec.vocab_size), np.float32)
+        logits = self.logits[:n_rows]
+        if n_rows:
+            binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        else:  # a pointer to nothing cannot be bound
+            binding.bind_output("logits", "cpu")
+        self.session.run_with_iobinding(binding, self._begin())
         with self._lock:
             self._running = None
         return logits
@@ -152,6 +184,10 @@ class OrtStepModel:
         self.new = {}  # as large as the cache itself, or larger
         for name in self.stored_names:
             self.storing.bind_output(name, "cpu")
+
+    @property
+    def store_multiple(self) -> int:
+        return self.memory.layout.codes_multiple if self.gives_codes else 1
 
     def keep(self, ids: Ids, multiple: int) -> int:
         before, kept = self.memory.layout.cursor, self.memory.keep(ids, multiple)
@@ -184,24 +220,13 @@ class OrtStepModel:
                 self._running.terminate = True
 
     def fetch_caches(self) -> None:
-        """Copy what the graph stored on a device to the memory's arrays; on the CPU they are the same."""
-        if self.device != "cpu" and self.memory.form == "float" and self.memory.layout.cursor:
-            for layer in range(self.spec.n_layers):
-                for name, view in self.memory.layout.state(layer).items():
-                    view[...] = self.bound[f"{name}.{layer}"][1].numpy()[..., : view.shape[-2], :]
+        self.bound.fetch()
 
     def send_caches(self) -> None:
-        """Copy the memory's caches, and page bounds that are in use, to the device: whole arrays, since a part cannot be."""
-        if self.device == "cpu" or not self.bound:
-            return
-        for layer in range(self.spec.n_layers):
-            bounds = self.memory.bounds.buffers(layer) if self.memory.has_bounds else {}
-            for name in (*self.memory.layout.buffers(layer), *bounds):
-                array, value = self.bound[f"{name}.{layer}"]
-                value.update_inplace(array)
+        self.bound.send()
 
     def discard(self) -> None:
-        self.bound = {}
+        self.bound.values, self.copying = {}, None
         for binding in (self.stepping, self.storing):
             binding.clear_binding_inputs()
             binding.clear_binding_outputs()
@@ -211,47 +236,23 @@ class OrtStepModel:
             self._running = None
 
     def _bind(self) -> None:
-        """Every array of the memory as an input, and as an output where the graph writes it.
-
-        An array that was bound before keeps its value: on a device that holds what the graph stored, the array does not.
-        """
+        self.bound.refresh()
+        self.copying = None
         for binding in (self.stepping, self.storing):
             binding.clear_binding_inputs()
             binding.clear_binding_outputs()
-            if "drift" in self.scalars:
-                binding.bind_cpu_input("drift", self.drift)
-        before, self.bound = self.bound, {}
-        for name, array in self.memory.arrays().items():
-            held, value = before.get(name, (None, None))
-            if held is not array:
-                value = self._value_of(array)
-            self.bound[name] = array, value
-            for binding in (self.stepping, self.storing):
-                binding.bind_ortvalue_input(name, value)
-                if self.memory.is_written(name):
-                    binding.bind_ortvalue_output(name.replace(".", "_out."), value)
+            self.bound.bind(binding)
+            self._bind_rest(binding)
+
+    def _bind_copies(self) -> Any:
+        binding = self.session.io_binding()
+        self.bound.bind_apart(binding)
+        self._bind_rest(binding)
+        return binding
+
+    def _bind_rest(self, binding: Any) -> None:
+        if "drift" in self.scalars:
+            binding.bind_cpu_input("drift", self.drift)
         for layer, stats in enumerate(self.raw_stats):
-            for binding in (self.stepping, self.storing):
-                binding.bind_output(f"stats.{layer}", "cpu", 0, np.float32, stats.shape, stats.ctypes.data)
-
-    def _value_of(self, array: NDArray[Any]) -> Any:
-        """On the CPU the array's own memory, elsewhere a copy."""
-        return self.ort.OrtValue.ortvalue_from_numpy(array, self.device, 0)
-
-    def _check_signature(self) -> None:
-        """Refuse a graph whose inputs are not those of the contract, before the first run."""
-        expected = {*self.scalars, *self.memory.arrays(), *self.memory.state_shapes(1)}
-        found = {meta.name for meta in self.session.get_inputs()}
-        odd = sorted(found ^ expected) or [meta.name for meta in self.session.get_inputs() if self._is_other(meta)]
-        if odd:
-            raise InputFileError(
-                "E-MANIFEST", f"the graph's inputs differ from the manifest's: {', '.join(odd[:5])}", "export it again"
-            )
-
-    def _is_other(self, meta: Any) -> bool:
-        """Whether an array of the memory has another type, or other fixed dimensions, than the graph's input."""
-        array = self.memory.arrays().get(meta.name)
-        if array is None:
-            return False
-        sizes = [size if isinstance(size, int) else given for size, given in zip(meta.shape, array.shape, strict=False)]
-        return meta.type != TYPES[array.dtype.name] or len(meta.shape) != array.ndim or tuple(sizes) != array.shape
+            binding.bind_output(f"stats.{layer}", "cpu", 0, np.float32, stats.shape, stats.ctypes.data)
+        binding.bind_output("logits", "cpu")  # its place is before what is to be stored, see _fetch

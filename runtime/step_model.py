@@ -56,8 +56,28 @@ class StepModel(Protocol):
         window, from its first one on, `store` will take. Raises Terminated.
         """
 
+    def run_copies(self, copies: Ids, start: int, cache_len: int, attn_block: int, logit_rows: Ids) -> Logits:
+        """Forward of B fillings [B, W] of the window at `start`, each over the cached prefix as in `run` and not seeing
+        the others: dense attention, every plane. Logits [R, vocab_size] of the rows `logit_rows` [R]; row i of filling b is
+        b * W + i. Valid until the next run. Raises Terminated.
+
+        Nothing is stored, and no state that a later run reads changes. What the caches hold at the window's own positions
+        is lost, as after `run`.
+        """
+
+    @property
+    def batches_copies(self) -> bool:
+        """Whether `run_copies` is one run of the graph, whose cost grows slower than B; otherwise it is B runs."""
+
     def store(self, start: int, end: int) -> None:
-        """Positions [start, end), the `stored_rows` of the last run, are final: keep their keys and values. Only once."""
+        """Positions [start, end), the `stored_rows` of the last run, are final: keep their keys and values. Only once.
+
+        What was stored from `start` on is forgotten first.
+        """
+
+    @property
+    def store_multiple(self) -> int:
+        """`start` of `store` has to be a multiple of it: positions whose keys have their scales in common."""
 
     @property
     def stats(self) -> NDArray[np.float32]:

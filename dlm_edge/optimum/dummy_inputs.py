@@ -21,7 +21,7 @@ class StepInputGenerator(DummyInputGenerator):
     """One window of `sequence_length` tokens at position `cache_len`, all of whose rows are scored.
 
     Caches hold `capacity` positions, by default just prefix and window, in one page. The state of sparse attention is
-    empty, with a row for each token of the window. The graph has no batch axis to vary, so
+    empty, with a row for each token of the window. Copies of the window share one sequence and are no batch, so
     `batch_size` may only be 1 (E-USAGE). Sizes of other modalities are no arguments of this generator (TypeError).
     """
 

@@ -54,7 +54,8 @@ class StepConfig(ExporterConfig):
 
     @property
     def inputs(self) -> Axes:
-        axes: Axes = {"input_ids": {1: "window"}, "start": {}, "cache_len": {}, "attn_block": {}}
+        window = {0: "copies", 1: "window"} if self.float_dtype == "fp32" else {1: "window"}
+        axes: Axes = {"input_ids": window, "start": {}, "cache_len": {}, "attn_block": {}}
         axes |= {"logit_rows": {0: "rows"}, "policy": {}, "drift": {}}
         for i in range(self.dimensions.num_layers):
             axes |= {f"{name}.{i}": of for name, of in (CACHES | PAGE_BOUNDS | STATE).items()}

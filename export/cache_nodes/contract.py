@@ -20,7 +20,7 @@ NUMBERS = ["start", "cache_len", "attn_block"]  # inputs that every layer's atte
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What a cache layout works on. q [1, n_heads, W, head_dim] after RoPE; h [1, W, hidden] after the norm."""
+    """What a cache layout works on. q [B, n_heads, W, head_dim] after RoPE; h [B, W, hidden] after the norm."""
 
     layer: int
     q: str
@@ -33,12 +33,13 @@ class Projections(Protocol):
     graph: GraphBuilder
     spec: ModelSpec
     body: int  # element type of activations
+    copies: int | str  # B, the first dimension of the graph's input_ids: 1, or a name where it may be more
 
     def project(self, i: int, h: str, kind: str) -> str:
-        """[1, rows, n_kv_heads * head_dim] before the bias."""
+        """[B, rows, n_kv_heads * head_dim] before the bias."""
 
     def heads(self, i: int, projected: str, kind: str) -> str:
-        """Bias, heads [1, n_kv_heads, rows, head_dim], and their norm where the family has one."""
+        """Bias, heads [B, n_kv_heads, rows, head_dim], and their norm where the family has one."""
 
     def rotated(self, x: str, cos: str, sin: str, name: str) -> str: ...
 
@@ -52,10 +53,12 @@ class Projections(Protocol):
 
 
 class CacheNodes(Protocol):
-    """`overload`: of PrefixBlockAttention. `numbers`: int64 [1] inputs of the graph beside those that every layout has.
+    """`overload`: of PrefixBlockAttention. `takes_copies`: whether `attend`, in float32, works on more than one copy of
+    the window. `numbers`: int64 [1] inputs of the graph beside those that every layout has.
     `stored`: outputs that leave for the caller to store, floats in the order in which the layout's append takes them."""
 
     overload: str
+    takes_copies: bool
     numbers: tuple[str, ...]
 
     def inputs(self, i: int, spec: ModelSpec, body: int) -> Tensors: ...
@@ -70,12 +73,23 @@ class CacheNodes(Protocol):
     def functions(self, n_layers: int) -> list[onnx.FunctionProto]: ...
 
 
-def kv_shape(spec: ModelSpec, length: str) -> list[int | str | None]:
-    return [1, spec.n_kv_heads, length, spec.head_dim]
+def copies_of(takes_copies: bool, body: int) -> int | str:
+    """The first dimension of input_ids. A float16 graph is meant for CUDA, whose operators take one copy."""
+    return "copies" if takes_copies and body == REAL else 1
+
+
+def kv_shape(spec: ModelSpec, length: str, copies: int | str = 1) -> list[int | str | None]:
+    return [copies, spec.n_kv_heads, length, spec.head_dim]
+
+
+def first_copy(lent: Projections, x: str, name: str) -> str:
+    """Of x [B, ...] what the caches, which are of one sequence, can take: [1, ...]."""
+    g = lent.graph
+    return x if lent.copies == 1 else g.add("Slice", [x, g.integers(0), g.integers(1), g.integers(0)], name)
 
 
 def window_keys(lent: Projections, window: Window) -> tuple[str, str]:
-    """Keys after RoPE, and values, of the window: [1, n_kv_heads, W, head_dim]."""
+    """Keys after RoPE, and values, of the window: [B, n_kv_heads, W, head_dim]."""
     i = window.layer
     cos, sin = lent.window_rope()
     k = lent.rotated(lent.heads(i, lent.project(i, window.h, "k"), "k"), cos, sin, "k_rope")

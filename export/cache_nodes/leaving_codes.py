@@ -27,10 +27,10 @@ def leaves_codes(spec: ModelSpec) -> bool:
     return spec.conventions.attention == "full"
 
 
-def code_outputs(inputs: Tensors, spec: ModelSpec, body: int) -> Tensors:
+def code_outputs(inputs: Tensors, spec: ModelSpec, body: int, copies: int | str = 1) -> Tensors:
     """Of one layer whose cache has these inputs."""
     shapes: Tensors = {f"{n}_new": (kind, ["lead", f"{n}_rows", dims[-1]]) for n, (kind, dims) in inputs.items()}
-    return shapes | {"keys_new": (body, kv_shape(spec, "new_keys"))}
+    return shapes | {"keys_new": (body, kv_shape(spec, "new_keys", copies))}
 
 
 def token_group(lent: Projections, scale: str, width: int) -> str:
@@ -67,7 +67,7 @@ def leave_codes(lent: Projections, i: int, name: str, rows: str, group: str, bit
 
 
 def leave_keys(lent: Projections, window: Window, keys: str) -> None:
-    """Of `keys` [1, n_kv_heads, W, head_dim], after RoPE, those that the caller asked for."""
+    """Of `keys` [B, n_kv_heads, W, head_dim], after RoPE, those that the caller asked for."""
     g = lent.graph
     zero, axis = g.integers(0), g.integers(2)
     g.add_outer("Slice", [keys, zero, "stored_keys", axis], f"keys_new.{window.layer}")

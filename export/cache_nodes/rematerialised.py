@@ -29,6 +29,7 @@ class Rematerialised:
     """What the XQuant layouts share: rows of the chosen pages, and attention over keys computed from them."""
 
     overload = "sparse"
+    takes_copies = False  # the rows that are made again go through the projections together with those of one window
 
     def __init__(self, bits: int, as_codes: bool = False) -> None:
         self.bits, self.as_codes = bits, as_codes

@@ -14,6 +14,8 @@ from dlm_edge.export.cache_nodes.contract import (
     Tensors,
     Window,
     call_attention,
+    copies_of,
+    first_copy,
     kv_shape,
     window_keys,
 )
@@ -26,6 +28,7 @@ from dlm_edge.kernels.quantize_rows import function as quantize_rows
 class FloatCache:
     """In the body's dtype, or in float16 beside a float32 body."""
 
+    takes_copies = True
     numbers: tuple[str, ...] = ()
 
     def __init__(self, half: bool = False) -> None:
@@ -47,6 +50,7 @@ class FloatCache:
         k, v = window_keys(lent, window)
         caches = []
         for name, new in (("k_cache", k), ("v_cache", v)):
+            new = first_copy(lent, new, f"{name}_first")
             if self.half and lent.body != HALF:
                 new = g.add("Cast", [new], f"{name}_half", to=HALF)
             caches.append(g.add_outer("TensorScatter", [f"{name}.{i}", new, "start"], f"{name}_out.{i}", axis=2))
@@ -58,6 +62,8 @@ class FloatCache:
 
 class QuantizedKv:
     """`planes`: codes of 8 bits in two planes of nibbles, of which the graph's input `planes` says how many are read."""
+
+    takes_copies = True
 
     def __init__(self, bits: int, as_codes: bool = False, planes: bool = False) -> None:
         self.bits, self.as_codes, self.has_planes = bits, as_codes, planes
@@ -81,10 +87,11 @@ class QuantizedKv:
         return ()
 
     def stored(self, i: int, spec: ModelSpec, body: int) -> Tensors:
+        copies = copies_of(self.takes_copies, body)
         if self.as_codes:
             whole = QuantizedKv(self.bits)  # planes are parted by whoever stores them
-            return leaving_codes.code_outputs(whole.inputs(i, spec, body), spec, body)
-        return {name: (body, kv_shape(spec, "window")) for name in ("k_new", "v_new")}
+            return leaving_codes.code_outputs(whole.inputs(i, spec, body), spec, body, copies)
+        return {name: (body, kv_shape(spec, "window", copies)) for name in ("k_new", "v_new")}
 
     def attend(self, lent: Projections, window: Window, active: str, pages: str) -> str:
         g, i = lent.graph, window.layer
@@ -105,9 +112,11 @@ class QuantizedKv:
         if i == 0:
             by_channel = leaving_codes.channel_group(lent, f"k_tail.{i}")
             self.groups = by_channel, leaving_codes.token_group(lent, f"v_scale.{i}", lent.spec.head_dim)
+            sizes = [g.integers(-1), g.add("Shape", [k], "n_leaving", start=2, end=3), g.integers(lent.spec.head_dim)]
+            self.by_head = g.add("Concat", sizes, "leaving_shape", axis=0)
         kinds: tuple[tuple[str, str, Axis], ...] = (("k", k, "channel"), ("v", v, "token"))
         for (name, value, axis), group in zip(kinds, self.groups, strict=True):
-            heads = g.add("Squeeze", [value, g.integers(0)], f"{name}_by_head")
+            heads = g.add("Reshape", [value, self.by_head], f"{name}_by_head")  # no rows of more than one copy leave
             floats = leaving_codes.as_floats(lent, heads, f"{name}_leaving")
             leaving_codes.leave_codes(lent, i, name, floats, group, self.bits, axis)
         leaving_codes.leave_keys(lent, window, k)

@@ -14,6 +14,7 @@ class WholeSequence:
     """Full attention only. It has no use for SelectPages, so `active` and `pages` are empty names."""
 
     overload = ""
+    takes_copies = False  # the window sees no prefix that copies could share
     numbers: tuple[str, ...] = ()
 
     def inputs(self, i: int, spec: ModelSpec, body: int) -> Tensors:

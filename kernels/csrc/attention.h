@@ -5,6 +5,7 @@
 // k, v               [n_kv_heads, q_len, head_dim]     keys and values of the window itself
 // k_cache, v_cache   [n_kv_heads, capacity, head_dim]  only [0, cache_len) outside the window is ever read
 // out                [q_len, n_heads * head_dim]       every element is written
+// of one copy of the window.
 //
 // The caller owns all memory and has checked the shapes. Working memory is thread-local and kept between calls.
 //

@@ -49,6 +49,7 @@ std::string Call::CheckWindowAndCache() {
   std::string problem = CheckQuery(in[kQ]);
   if (problem.empty()) problem = CheckHeads(in[kQ].dims[1], in[kK].dims[1], "k");
   if (!problem.empty()) return problem;
+  n_copies = in[kQ].dims[0];
   n_heads = in[kQ].dims[1];
   n_kv_heads = in[kK].dims[1];
   q_len = in[kQ].dims[2];
@@ -57,7 +58,8 @@ std::string Call::CheckWindowAndCache() {
   bits = in[kKCache].type == ort::kFloat16 ? 16 : in[kKCache].type == ort::kUint8 ? 8 : 32;
   if (bits == 8 && head_dim % 2 == 0 && in[kKCache].dims[3] == head_dim / 2) bits = 4;
   for (int i : {kK, kV})
-    if (problem.empty()) problem = Problem(in, i, "[1, n_kv_heads, q_len, head_dim]", {1, n_kv_heads, q_len, head_dim});
+    if (problem.empty())
+      problem = Problem(in, i, "[copies, n_kv_heads, q_len, head_dim]", {n_copies, n_kv_heads, q_len, head_dim});
   const int64_t width = bits == 4 ? head_dim / 2 : head_dim;
   const char* const layout =
       bits == 4 ? "[1, n_kv_heads, capacity, head_dim / 2]" : "[1, n_kv_heads, capacity, head_dim]";

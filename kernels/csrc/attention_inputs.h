@@ -64,6 +64,7 @@ constexpr std::array<Input, kInputCount> Table(ort::ElementType real) {
 // One call. Check fills in everything but the tensors.
 struct Call {
   Tensor in[kInputCount];
+  int64_t n_copies;  // fillings of the window, which the CUDA provider takes one of
   int64_t n_heads, n_kv_heads, q_len, head_dim, capacity;
   int64_t n_slots = 1, n_rows = 0;            // of the overloads with pages
   int64_t key_group = 1, value_group = 1;     // of a cache of codes

@@ -1,5 +1,6 @@
 // PrefixBlockAttention as an operator: reads and checks tensors, then runs attention.h (overload "dense") or
 // sparse_attention.h (overloads "sparse", "sparse_fp16", "int8", "int4", "int4x2"). The overloads are told apart by their inputs.
+// Copies of the window are calls of the arithmetic one after the other, so that each has the bits it has alone.
 #include "attention.h"
 #include "attention_inputs.h"
 #include "sparse_attention.h"
@@ -14,14 +15,22 @@ using namespace attention_inputs;
 constexpr auto kInputs = Table(ort::kFloat);
 constexpr ort::ElementType kOutputs[] = {ort::kFloat, ort::kFloat, ort::kFloat, ort::kFloat};
 
+// Whether every row has something to give: a fresh result, or a stored one, which only a single copy can have.
 std::string CheckActive(const Call& call) {
+  const bool has_state = call.n_copies == 1;
   for (int64_t head = 0; head < call.n_kv_heads; ++head)
-    for (int64_t i = call.n_rows; i < call.q_len; ++i)
+    for (int64_t i = has_state ? call.n_rows : 0; i < call.q_len; ++i)
       if (call.in[kActive].as<uint8_t>()[head * call.q_len + i] == 0)
         return "row " + std::to_string(i) + " of key/value head " + std::to_string(head) +
-               " is not active and has no stored result: prefix_out has " + std::to_string(call.n_rows) + " rows";
+               " is not active and has no " +
+               (has_state ? "stored result: prefix_out has " + std::to_string(call.n_rows) + " rows"
+                          : "result of its own in " + std::to_string(call.n_copies) + " copies: all have to be active");
   return "";
 }
+
+// Values of one copy: of the queries and of the result, and of the keys.
+int64_t OutSize(const Call& call) { return call.q_len * call.n_heads * call.head_dim; }
+int64_t KeySize(const Call& call) { return call.q_len * call.n_kv_heads * call.head_dim; }
 
 ort::Status* RunDense(ort::Api api, ort::KernelContext* context, const Call& call, float scale) {
   AttentionArguments a{};
@@ -34,19 +43,21 @@ ort::Status* RunDense(ort::Api api, ort::KernelContext* context, const Call& cal
   a.cache_len = call.number(kCacheLen);
   a.attn_block = call.number(kAttnBlock);
   a.scale = scale;
-  a.q = call.in[kQ].as<float>();
-  a.k = call.in[kK].as<float>();
-  a.v = call.in[kV].as<float>();
   a.k_cache = call.in[kKCache].as<float>();
   a.v_cache = call.in[kVCache].as<float>();
   void* out = nullptr;
-  DLM_EDGE_TRY(MakeOutput(api, context, 0, {1, a.q_len, a.n_heads * a.head_dim}, &out));
-  a.out = static_cast<float*>(out);
+  DLM_EDGE_TRY(MakeOutput(api, context, 0, {call.n_copies, a.q_len, a.n_heads * a.head_dim}, &out));
 
   // The calling thread may itself run tasks, but never a second Compute before this one returns.
   static thread_local AttentionPlan plan;
-  plan.Build(a);
-  for (int phase = 0; phase < AttentionPlan::kPhases; ++phase) DLM_EDGE_TRY(RunPhase(api, context, &plan, phase));
+  for (int64_t copy = 0; copy < call.n_copies; ++copy) {
+    a.q = call.in[kQ].as<float>() + copy * OutSize(call);
+    a.k = call.in[kK].as<float>() + copy * KeySize(call);
+    a.v = call.in[kV].as<float>() + copy * KeySize(call);
+    a.out = static_cast<float*>(out) + copy * OutSize(call);
+    plan.Build(a);
+    for (int phase = 0; phase < AttentionPlan::kPhases; ++phase) DLM_EDGE_TRY(RunPhase(api, context, &plan, phase));
+  }
   return nullptr;
 }
 
@@ -91,10 +102,21 @@ SparseArguments SparseArgumentsOf(const Call& call, float scale) {
   return a;
 }
 
+// From the arguments of one copy to those of the next one. The new state is that of the first copy alone.
+void MoveToNextCopy(const Call& call, SparseArguments* a) {
+  a->q += OutSize(call);
+  a->k += KeySize(call);
+  a->v += KeySize(call);
+  a->out += OutSize(call);
+  a->n_rows = 0;
+  a->measure = false;
+  a->masses = a->new_masses;
+}
+
 ort::Status* RunSparse(ort::Api api, ort::KernelContext* context, const Call& call, float scale) {
   SparseArguments a = SparseArgumentsOf(call, scale);
   void* outputs[4] = {};
-  DLM_EDGE_TRY(MakeOutput(api, context, 0, {1, a.q_len, a.n_heads * a.head_dim}, &outputs[0]));
+  DLM_EDGE_TRY(MakeOutput(api, context, 0, {call.n_copies, a.q_len, a.n_heads * a.head_dim}, &outputs[0]));
   DLM_EDGE_TRY(MakeOutput(api, context, 1, {1, a.n_heads, a.n_rows, a.head_dim}, &outputs[1]));
   DLM_EDGE_TRY(MakeOutput(api, context, 2, {1, a.n_heads, a.n_rows}, &outputs[2]));
   DLM_EDGE_TRY(MakeOutput(api, context, 3, {1, a.n_kv_heads, a.n_slots}, &outputs[3]));
@@ -104,8 +126,11 @@ ort::Status* RunSparse(ort::Api api, ort::KernelContext* context, const Call& ca
   a.new_masses = static_cast<float*>(outputs[3]);
 
   static thread_local SparsePlan plan;
-  plan.Build(a);
-  for (int phase = 0; phase < SparsePlan::kPhases; ++phase) DLM_EDGE_TRY(RunPhase(api, context, &plan, phase));
+  for (int64_t copy = 0; copy < call.n_copies; ++copy) {
+    if (copy > 0) MoveToNextCopy(call, &a);
+    plan.Build(a);
+    for (int phase = 0; phase < SparsePlan::kPhases; ++phase) DLM_EDGE_TRY(RunPhase(api, context, &plan, phase));
+  }
   return nullptr;
 }
 

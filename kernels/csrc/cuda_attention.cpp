@@ -22,6 +22,7 @@ struct Results {
 
 // What the kernels cannot do that the CPU can.
 std::string CheckLimits(const Call& call) {
+  if (const std::string problem = CheckOneCopy(call.in[kQ]); !problem.empty()) return problem;
   if (call.has_planes()) return "k_lower is given; the CUDA kernels do not read codes in two planes";
   if (call.bits == 32) return "k_cache is a float tensor; the CUDA kernels take float16, and uint8 with scales";
   if (call.capacity * call.head_dim > INT32_MAX)

@@ -24,6 +24,7 @@ struct Results {
 
 // What the kernels cannot do that the CPU can.
 std::string CheckLimits(const Call& call) {
+  if (const std::string problem = CheckOneCopy(call.in[kQ]); !problem.empty()) return problem;
   if (call.number(kStart) > kLargestPosition)
     return "start is " + std::to_string(call.number(kStart)) + ", expected a position from 0 to 2**30";
   if (StateBlock(std::min(call.q_len, call.n_rows)) == 0)

@@ -83,10 +83,15 @@ std::string CheckShape(const Tensor& tensor, const char* name, const char* layou
 }
 
 std::string CheckQuery(const Tensor& q) {
-  bool is_right = q.dims[0] == 1;
+  bool is_right = true;
   for (const int64_t dim : q.dims) is_right = is_right && dim >= 1 && dim <= INT32_MAX;
   if (is_right) return "";
-  return "q has shape " + Shape(q) + ", expected [1, n_heads, q_len, head_dim], all at least 1";
+  return "q has shape " + Shape(q) + ", expected [copies, n_heads, q_len, head_dim], all at least 1";
+}
+
+std::string CheckOneCopy(const Tensor& q) {
+  if (q.dims[0] == 1) return "";
+  return "q has shape " + Shape(q) + ", expected [1, n_heads, q_len, head_dim]: one copy of the window";
 }
 
 std::string CheckHeads(int64_t n_heads, int64_t n_kv_heads, const char* owner) {

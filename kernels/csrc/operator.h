@@ -74,6 +74,7 @@ ort::Status* MakeOutput(ort::Api api, ort::KernelContext* context, size_t index,
 // Every Check* returns the problem in words, or "".
 std::string CheckShape(const Tensor& tensor, const char* name, const char* layout, std::initializer_list<int64_t> dims);
 std::string CheckQuery(const Tensor& q);
+std::string CheckOneCopy(const Tensor& q);  // for operators that take no more than one filling of the window
 std::string CheckHeads(int64_t n_heads, int64_t n_kv_heads, const char* owner);
 std::string CheckStart(int64_t start);
 std::string CheckCapacity(int64_t cache_len, int64_t capacity);

@@ -5,6 +5,7 @@ namespace dlm_edge::pattern_inputs {
 
 std::string Call::Check() {
   std::string problem = CheckQuery(in[kQ]);
+  if (problem.empty()) problem = CheckOneCopy(in[kQ]);
   if (problem.empty()) problem = CheckHeads(in[kQ].dims[1], in[kK].dims[1], "k");
   if (!problem.empty()) return problem;
   n_heads = in[kQ].dims[1];

@@ -1,4 +1,5 @@
-// What SelectPages takes, on the CPU and on the CUDA provider, which reads the same types.
+// What SelectPages takes, on the CPU and on the CUDA provider, which reads the same types. Of several copies of the
+// window it reads the queries of the first one; the CUDA provider takes one.
 #pragma once
 
 #include "operator.h"

@@ -13,6 +13,7 @@
 // prefix_out         [n_heads, n_rows, head_dim]         stored results; prefix_lse [n_heads, n_rows]
 // masses             [n_kv_heads, n_slots]
 // out                [q_len, n_heads * head_dim]         every element of the outputs is written
+// of one copy of the window.
 //
 // The new state may be the same memory as the old one. The caller owns all memory and has checked the shapes; rows from
 // n_rows on are active. As in attention.h, the list of tasks does not depend on the number of threads.

@@ -25,7 +25,7 @@ def function_proto(opset: int = 24) -> onnx.FunctionProto:
 
     Only the valid part of the cache is touched, so the cost follows cache_len and not the capacity. Query heads
     that share a key/value head are rows of one product. Scores, softmax and weighted sum are float32 whatever
-    the dtype of q; the result has the dtype of q.
+    the dtype of q; the result has the dtype of q. It takes one copy of the window.
     """
     body = FunctionBody()
     _keys_and_visibility(body)

@@ -24,12 +24,14 @@ def prefix_block_attention(
 ) -> Array:
     """Attend from a window of queries to a cache and to the window itself, block-causal.
 
-    q                 [1, n_heads, q_len, head_dim]      n_heads is a multiple of n_kv_heads
-    k, v              [1, n_kv_heads, q_len, head_dim]   the window, at positions start .. start + q_len - 1
+    q                 [copies, n_heads, q_len, head_dim]      n_heads is a multiple of n_kv_heads
+    k, v              [copies, n_kv_heads, q_len, head_dim]   the window, at positions start .. start + q_len - 1
     k_cache, v_cache  [1, n_kv_heads, capacity, head_dim]
     scale             0 means 1 / sqrt(head_dim)
-    returns           [1, q_len, n_heads * head_dim], in the dtype of q
+    returns           [copies, q_len, n_heads * head_dim], in the dtype of q
 
+    Copies are fillings of the same window; each sees the cache and itself. The native operator of the CPU takes any
+    number from 1 up, the function body and the operator of the CUDA provider take 1.
     Of the cache, positions [0, cache_len) are seen, except those inside the window: the window replaces them.
     What lies there, or from cache_len on, has no influence, not even as NaN. The query at position i sees the
     key at position j when j < (i // attn_block + 1) * attn_block. It always sees itself, so no row is empty.
@@ -39,23 +41,25 @@ def prefix_block_attention(
     kept = np.arange(cache_len)
     kept = kept[(kept < start) | (kept >= start + q_len)]
 
-    n_rep = n_heads // k.shape[1]
-    q64 = q[0].astype(np.float64)
-    k64 = np.concatenate([k_cache[0][:, kept], k[0]], axis=1).astype(np.float64).repeat(n_rep, axis=0)
-    v64 = np.concatenate([v_cache[0][:, kept], v[0]], axis=1).astype(np.float64).repeat(n_rep, axis=0)
+    n_rep, copies = n_heads // k.shape[1], len(q)
+    q64 = q.astype(np.float64)
+    k64, v64 = (
+        np.concatenate([cache[:, :, kept].repeat(copies, axis=0), new], axis=2).astype(np.float64).repeat(n_rep, axis=1)
+        for cache, new in ((k_cache, k), (v_cache, v))
+    )
 
     # j < (i // L + 1) * L  <=>  j // L <= i // L, which cannot overflow
     visible = np.concatenate([kept, window]) // attn_block <= window[:, None] // attn_block
-    scores = q64 @ k64.swapaxes(1, 2) * (scale if scale else 1.0 / np.sqrt(head_dim))
+    scores = q64 @ k64.swapaxes(2, 3) * (scale if scale else 1.0 / np.sqrt(head_dim))
     scores = np.where(visible, scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    output: Array = (weights @ v64).swapaxes(0, 1).reshape(1, q_len, n_heads * head_dim)
+    output: Array = (weights @ v64).swapaxes(1, 2).reshape(copies, q_len, n_heads * head_dim)
     return output.astype(q.dtype)
 
 
 class SparseResult(NamedTuple):
-    """out [1, q_len, n_heads * head_dim], and the new state: prefix results and masses, see below."""
+    """out [copies, q_len, n_heads * head_dim], and the new state: prefix results and masses, see below."""
 
     out: Array
     prefix_out: Array
@@ -90,10 +94,21 @@ def sparse_prefix_block_attention(
     prefix_lse  [1, n_heads, n_rows]               float32: its log-sum-exp, -inf over nothing
     masses      [1, n_kv_heads, n_slots]           float32: if `measure`, becomes each page's share of the prefix
                                                    attention (softmax over the prefix alone), the largest over active rows
-    The rest as in prefix_block_attention. Every key of the prefix is visible to every row: cache_len <= start, or
+    The rest as in prefix_block_attention. Of several copies all rows are active, and the new state is that of the first
+    one: rows, pages and state are those of one window. Every key of the prefix is visible to every row: cache_len <= start, or
     attn_block covers the window. Rows from n_rows on are active and are not stored. Prefix and window are merged by
     their log-sum-exp (FlashBlock, arXiv 2602.05305): m = max(L_p, L_w), o = (e^(L_p-m) o_p + e^(L_w-m) o_w) / sum.
     """
+    if len(q) > 1:
+        assert active.all(), "rows of several copies must be active"
+        results = [
+            sparse_prefix_block_attention(
+                one_q, one_k, one_v, k_cache, v_cache, start, cache_len, attn_block, active, pages, measure,
+                prefix_out, prefix_lse, masses, scale=scale,
+            )
+            for one_q, one_k, one_v in zip(q[:, None], k[:, None], v[:, None], strict=True)
+        ]  # fmt: skip
+        return results[0]._replace(out=np.concatenate([result.out for result in results]))
     n_heads, q_len, head_dim = q.shape[1:]
     n_kv_heads, capacity = k_cache.shape[1:3]
     n_rep, n_rows, n_slots = n_heads // n_kv_heads, prefix_lse.shape[2], pages.shape[1]

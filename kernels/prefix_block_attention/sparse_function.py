@@ -2,7 +2,8 @@
 
 They answer to reference.py. All pages that hold keys are attended to by all rows, and what was not asked for is
 masked: correct, and no cheaper than the dense overload. In the shapes below `n_rep` query heads share a kv head and
-their rows lie one behind another: [n_kv_heads, n_rep * q_len, ...] is the memory of [1, n_heads, q_len, ...].
+their rows lie one behind another: [n_kv_heads, n_rep * q_len, ...] is the memory of [1, n_heads, q_len, ...]. They take
+one copy of the window.
 """
 
 from __future__ import annotations

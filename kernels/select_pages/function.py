@@ -2,7 +2,8 @@
 
 It answers to reference.py. The mode is a value of the tensor `policy`, so every mode's answer is computed and one is
 kept: correct, and no cheaper than the dearest mode. In the shapes below `n_rep` query heads share a kv head and their
-rows lie one behind another: [n_kv_heads, n_rep * q_len, ...] is the memory of [1, n_heads, q_len, ...].
+rows lie one behind another: [n_kv_heads, n_rep * q_len, ...] is the memory of [1, n_heads, q_len, ...]. It takes one copy
+of the window.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def select_pages(
 ) -> Selection:
     """Rows and pages of one layer and step.
 
-    q           [1, n_heads, q_len, head_dim]        after norm and RoPE
+    q           [copies, n_heads, q_len, head_dim]   after norm and RoPE; of several copies of the window the first counts
     low, high   [1, n_kv_heads, n_slots, head_dim]   bounds of the keys of each page, times page_scale
     page_scale  [1, n_kv_heads, n_slots]
     q_last      [1, n_heads, n_rows, head_dim]       queries of the last step; n_rows may exceed q_len or not reach it

@@ -47,12 +47,13 @@ def inputs_of(case: dict) -> dict[str, np.ndarray]:
         case[k] for k in ("heads", "kv", "q_len", "dim", "slots", "page", "rows")
     )
     capacity, width = slots * page, dim // 2 if case["bits"] == 4 else dim
+    copies = case.get("copies", 1)
     half, single, cache = np.float16, np.float32, np.float16 if case["bits"] == 16 else np.uint8
     shapes = {
-        "q": (half, 1, heads, q_len, dim), "k": (half, 1, kv, q_len, dim), "v": (half, 1, kv, q_len, dim),
+        "q": (half, copies, heads, q_len, dim), "k": (half, copies, kv, q_len, dim), "v": (half, copies, kv, q_len, dim),
         "k_cache": (cache, 1, kv, capacity, width), "v_cache": (cache, 1, kv, capacity, width),
         "low": (np.int8, 1, kv, slots, dim), "high": (np.int8, 1, kv, slots, dim), "page_scale": (single, 1, kv, slots),
-        "q_float": (single, 1, heads, q_len, dim), "q_last": (single, 1, heads, rows, dim),
+        "q_float": (single, case.get("selecting", 1), heads, q_len, dim), "q_last": (single, 1, heads, rows, dim),
         "q_stored": (single, 1, heads, rows, dim), "masses": (single, 1, kv, slots),
         "prefix_out": (single, 1, heads, rows, dim), "prefix_lse": (single, 1, heads, rows),
         "k_scale": (half, 1, kv, slots, dim), "k_low": (half, 1, kv, slots, dim), "k_tail": (single, 1, kv, page, dim),

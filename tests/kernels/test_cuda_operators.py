@@ -250,6 +250,8 @@ def test_patterns_are_launched_as_python_does(case, stubs, library, tmp_path, mo
         ({"cache_len": 1281}, "cache_len is 1281"),
         ({"start": -1}, "start is -1"),
         ({"attn_block": 0, "overload": "dense"}, "attn_block is 0"),
+        ({"copies": 2, "overload": "dense"}, "one copy of the window"),
+        ({"selecting": 2}, "SelectPages: q has shape [2, "),
         ({"dim": 72}, "multiple of 16"),
         ({"policy": [9, 4, 5, 1, 1, 0, 0, 0, 16]}, "policy has mode 9"),
         ({"rows": 1025, "q_len": 1025}, "at most 1024 rows"),

@@ -12,7 +12,8 @@ from dlm_edge.bundle import open_bundle
 from dlm_edge.errors import DlmEdgeError
 from dlm_edge.runtime import Engine
 from dlm_edge.runtime.attention import AttentionSettings
-from dlm_edge.runtime.denoise import DecodeSettings, denoise
+from dlm_edge.runtime.decode_settings import DecodeSettings
+from dlm_edge.runtime.denoise import denoise
 from dlm_edge.runtime.ort_step_model import OrtStepModel
 from dlm_edge.runtime.prompt_cache import load_prompt_cache, save_prompt_cache
 from dlm_edge.runtime.samplers import SAMPLERS
@@ -205,9 +206,7 @@ class OnDevice(OrtStepModel):
 
     def __init__(self, opened, *rest):
         super().__init__(dataclasses.replace(opened, device="cuda"), *rest)
-
-    def _value_of(self, array):
-        return self.ort.OrtValue.ortvalue_from_numpy(array.copy(), "cpu", 0)
+        self.bound.value_of = lambda array: self.ort.OrtValue.ortvalue_from_numpy(array.copy(), "cpu", 0)
 
 
 LOSA = AttentionSettings(policy="losa", selector="first")
@@ -224,7 +223,7 @@ def stored_on_a_device(bundles):
     model = on_device(open_bundle(bundles["sdar"][1]))
     model.reset(16)
     rng, written = np.random.default_rng(0), {}
-    for name, (array, value) in model.bound.items():
+    for name, (array, value) in model.bound.values.items():
         if name.startswith(("k_cache", "v_cache")):
             written[name] = rng.standard_normal(array.shape).astype(array.dtype)
             value.update_inplace(written[name])
@@ -234,7 +233,7 @@ def stored_on_a_device(bundles):
 
 
 def held(model, names):
-    return {name: model.bound[name][1].numpy()[:, :, :16] for name in names}
+    return {name: model.bound.values[name][1].numpy()[:, :, :16] for name in names}
 
 
 @pytest.mark.parametrize("change", [{"capacity": CAPACITY_STEP + 1}, {"attention": LOSA, "max_rows": 8}])

@@ -31,10 +31,12 @@ def pair(a, b):
 
 
 class ToyModel:
-    """StepModel over hashes. `forbid` lists ids that are never the best; `runs` records every window."""
+    """StepModel over hashes. `forbid` lists ids that are never the best; `runs` records every window; tokens more than
+    `radius` away are seen through others in between only."""
 
-    def __init__(self, seed=0, vocab=VOCAB, forbid=(), sharpness=6.0):
+    def __init__(self, seed=0, vocab=VOCAB, forbid=(), sharpness=6.0, radius=None):
         self.seed, self.vocab, self.forbid, self.sharpness = seed, vocab, list(forbid), sharpness
+        self.radius = 1 << 30 if radius is None else radius
         self.stopped = False
         self.runs = []
         self.given = np.empty((0, vocab), np.float32)
@@ -61,6 +63,8 @@ class ToyModel:
         return 0
 
     stats = np.empty((0, 4), np.float32)
+    batches_copies = True
+    store_multiple = 1
 
     def run(self, ids, start, cache_len, attn_block, logit_rows, policy=None, *, planes=2, stored_rows=0):
         self.before_run(len(self.runs))
@@ -74,6 +78,7 @@ class ToyModel:
         keys = np.arange(max(cache_len, end))
         readable = (keys < cache_len) | ((keys >= start) & (keys < end))
         visible = readable & (keys < (positions[:, None] // attn_block + 1) * attn_block)
+        visible &= np.abs(keys - positions[:, None]) <= self.radius
         hidden = pair(np.asarray(ids), positions + 1000 * self.seed)
         for layer in self.layers:
             layer[start:end] = hidden
@@ -84,6 +89,14 @@ class ToyModel:
         rows = np.asarray(logit_rows, np.int64)
         self.given = self.logits(hidden[rows], positions[rows])
         return self.given
+
+    def run_copies(self, copies, start, cache_len, attn_block, logit_rows):
+        length, logits = copies.shape[1], np.empty((len(logit_rows), self.vocab), np.float32)
+        for i, ids in enumerate(copies):
+            mine = logit_rows // length == i
+            logits[mine] = self.run(ids, start, cache_len, attn_block, logit_rows[mine] % length)
+        self.given = logits
+        return logits
 
     def logits(self, hidden, positions):
         table = pair(hidden[:, None], np.arange(self.vocab)[None, :]) >> U(11)
