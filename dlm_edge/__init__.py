@@ -29,6 +29,8 @@ _PUBLIC = {
     "evaluate": "dlm_edge.evaluation.evaluate",
     "inspect_artefact": "dlm_edge.inspection",
     "quantize": "dlm_edge.quant",
+    "train_filter": "dlm_edge.filter_training",
+    "tune": "dlm_edge.tuning.tune",
 }
 
 

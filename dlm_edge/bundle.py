@@ -16,6 +16,7 @@ from dlm_edge.nearest import unknown_field
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_SCHEMA = 2
+FILTER_NAME = "filter.safetensors"  # of the sampler learn2pd, see runtime/learned_filter.py
 MAX_MANIFEST_BYTES = 4 << 20
 
 
@@ -61,6 +62,10 @@ class Bundle:
     def chat_template_path(self) -> Path | None:
         name = "chat_template.jinja"
         return self.path / name if any(entry.name == name for entry in self.manifest.files) else None
+
+    @property
+    def filter_path(self) -> Path | None:
+        return self.path / FILTER_NAME if any(entry.name == FILTER_NAME for entry in self.manifest.files) else None
 
     @property
     def graph_hash(self) -> str:

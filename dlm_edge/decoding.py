@@ -14,18 +14,19 @@ from dlm_edge.runtime.samplers import SAMPLERS
 
 
 def decoding_settings(sampler: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """As the engine takes them. Raises E-PARAM for what the sampler does not have."""
+    """As the engine takes them: the sampler's defaults among them, so that none of the bundle's takes their place.
+
+    Raises E-PARAM for what the sampler does not have.
+    """
     if sampler not in SAMPLERS:
         raise UsageProblem("E-PARAM", f"sampler {sampler!r} is not known", nearest(sampler, SAMPLERS))
-    sampler_options(SAMPLERS[sampler], options)
-    return {"sampler": sampler, "sampler_options": dict(options)}
+    values = msgspec.structs.asdict(sampler_options(SAMPLERS[sampler], options))
+    return {"sampler": sampler, "sampler_options": {name: v for name, v in values.items() if v is not None}}
 
 
 def shown(decoding: Mapping[str, Any]) -> str:
     """A sampler and its settings, those by default among them: `threshold 0.9`, `eb gamma=0.1`."""
-    sampler = SAMPLERS[decoding["sampler"]]
-    values = msgspec.structs.asdict(sampler_options(sampler, decoding["sampler_options"]))
-    values = {name: value for name, value in values.items() if value is not None}
-    if set(values) == {sampler.name}:
-        return f"{sampler.name} {values[sampler.name]}"
-    return " ".join([sampler.name, *(f"{name}={value}" for name, value in values.items())])
+    name, values = decoding["sampler"], decoding["sampler_options"]
+    if set(values) == {name}:
+        return f"{name} {values[name]}"
+    return " ".join([name, *(f"{option}={value}" for option, value in values.items())])

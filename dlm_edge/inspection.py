@@ -14,6 +14,7 @@ from dlm_edge.bundle import is_bundle, open_bundle
 from dlm_edge.errors import UsageProblem
 from dlm_edge.families.spec import ModelSpec
 from dlm_edge.runtime.layouts import CacheShape, bytes_per_token, default_group
+from dlm_edge.tuning.record import read_record
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +31,8 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     cache_layout: str
     cache_bytes_per_token: float
     quantization: dict[str, Any] | None
+    sampler_defaults: dict[str, Any] | None = None  # of a bundle: what generate does unless told otherwise
+    tuned: dict[str, Any] | None = None  # of a bundle: what `dlm-edge tune` measured when it chose them
     outliers: list[dict[str, Any]] | None = None  # profiles of the linear inputs, and what w8a8 does about them
 
 
@@ -90,13 +93,19 @@ def inspect_artefact(path: str | Path) -> Inspection:
 def _bundle(path: Path) -> Inspection:
     bundle = open_bundle(path)
     manifest = bundle.manifest
-    return _describe(
+    described = _describe(
         manifest.model,
         kind="bundle",
         size_bytes=bundle.size_bytes,
         dtypes=dict(Counter(str(node.get("form", "packed")) for node in manifest.nodes)),
         cache=(manifest.cache_layout, manifest.cache_group),
         quantization=None if manifest.quantization is None else _summary(manifest.quantization),
+    )
+    record = read_record(manifest)
+    return msgspec.structs.replace(
+        described,
+        sampler_defaults=manifest.sampler_defaults,
+        tuned=None if record is None else msgspec.to_builtins(record),
     )
 
 

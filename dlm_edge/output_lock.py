@@ -6,9 +6,30 @@ import getpass
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from dlm_edge import files
+from dlm_edge.errors import JobError
+
+
+@contextmanager
+def only_writer(out: Path, hint: str) -> Iterator[None]:
+    """Hold the lock of `out`. Raises E-BUSY, with the hint, when another process does."""
+    lock = FileLock(lock_path(out))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise JobError("E-BUSY", f"another run{named_holder(lock_path(out))} is writing {out}", hint) from None
+    try:
+        note_holder(lock_path(out))
+        yield
+    finally:
+        holder_path(lock_path(out)).unlink(missing_ok=True)
+        lock.release()
 
 
 def lock_path(out: Path) -> Path:

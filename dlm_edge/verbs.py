@@ -9,6 +9,8 @@ VERBS = {  # verb: module that holds a click command named `command`
     "generate": "dlm_edge.cli.generate",
     "chat": "dlm_edge.cli.chat",
     "serve": "dlm_edge.cli.serve",
+    "tune": "dlm_edge.cli.tune",
+    "train-filter": "dlm_edge.cli.train_filter",
     "eval": "dlm_edge.cli.eval",
     "bench": "dlm_edge.cli.bench",
     "inspect": "dlm_edge.cli.inspect",

@@ -20,11 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from dlm_edge import files
 from dlm_edge.bundle import MANIFEST_NAME
-from dlm_edge.errors import JobError, UsageProblem
+from dlm_edge.errors import UsageProblem
 from dlm_edge.journal import (
     JOURNAL,
     append,
@@ -34,7 +32,7 @@ from dlm_edge.journal import (
     files_intact,
     read_journal,
 )
-from dlm_edge.output_lock import holder_path, lock_path, named_holder, note_holder
+from dlm_edge.output_lock import only_writer
 from dlm_edge.quantized import RECORD_NAME
 
 CONVERSION_NAME = "dlm_edge_conversion.json"  # what `convert` leaves in a folder of another tool's format
@@ -69,36 +67,20 @@ class WorkFolder:
             out = out.resolve()
         path = out.with_name(out.name + ".partial")
         files.make_folder(out.parent)
-        lock = FileLock(lock_path(out))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            message = f"another run{named_holder(lock_path(out))} is writing {out}"
-            raise JobError("E-BUSY", message, "wait for it, or choose another folder") from None
-        try:
-            note_holder(lock_path(out))
+        with only_writer(out, "wait for it, or choose another folder"):
             recover(out)
-            if out.exists() and not restart and not (resume and read_journal(path / JOURNAL)):
-                hint = "choose another folder with -o, or replace it with --restart"
-                raise UsageProblem("E-EXISTS", f"{out} exists already", hint)
-            check_replaceable(out)
+            check_startable(out, resume=resume, restart=restart or discard_unfinished, replaces=restart)
             if (restart or discard_unfinished) and path.exists():
                 check_ours(path, journal_is_proof=True)
                 if not restart:
                     check_same_job(path, fingerprint)
                 discard(path, out)
             yield cls(out, path, cls._start(out, path, fingerprint, resume))
-        finally:
-            holder_path(lock_path(out)).unlink(missing_ok=True)
-            lock.release()
 
     @classmethod
     def _start(cls, out: Path, path: Path, fingerprint: dict[str, Any], resume: bool) -> dict[str, dict[str, Any]]:
         lines = read_journal(path / JOURNAL)
         if lines:
-            if not resume:
-                hint = "continue it with --resume, or start anew with --restart"
-                raise UsageProblem("E-RESUME", f"{path} holds an unfinished run", hint)
             check_fingerprint(lines[0]["fingerprint"], json.loads(json.dumps(fingerprint)), path)
             files.remove_leftovers(path)
             drop_damage(path / JOURNAL, len(lines))
@@ -152,6 +134,21 @@ def discard(path: Path, out: Path) -> None:
     with files.io_errors(path, "cannot remove"):
         files.calls.replace(path, discarded_path(out))
         files.calls.rmtree(discarded_path(out))
+
+
+def check_startable(out: Path, *, resume: bool, restart: bool, replaces: bool | None = None) -> None:
+    """Raise E-EXISTS or E-RESUME where a run could not begin: cheap, so that it is asked before work that is not.
+
+    `restart` discards an unfinished run, `replaces` an existing output; the same unless given."""
+    path = out.with_name(out.name + ".partial")
+    has_begun = bool(read_journal(path / JOURNAL))
+    if out.exists() and not (restart if replaces is None else replaces) and not (resume and has_begun):
+        hint = "choose another folder with -o, or replace it with --restart"
+        raise UsageProblem("E-EXISTS", f"{out} exists already", hint)
+    check_replaceable(out)
+    if has_begun and not resume and not restart:
+        hint = "continue it with --resume, or start anew with --restart"
+        raise UsageProblem("E-RESUME", f"{path} holds an unfinished run", hint)
 
 
 def check_ours(path: Path, *, journal_is_proof: bool) -> None:

@@ -1,12 +1,10 @@
-"""Where the keys and values of finished positions come from: four policies over one step graph.
+"""Where the keys and values of finished positions come from: the policies over one step graph.
 
 BlockCache   block-causal families. Exact: finished blocks never see later ones, so their K/V is stored once, by
              a pass over the clean block, and a step runs the current block only.
 NoCache      recomputes the whole visible sequence at every step. The definition the others are compared with.
-PrefixCache  full attention. One pass over everything at the start of a block, then [block start, end) only.
-DualCache    the same, then the block only (Fast-dLLM, Wu et al. 2025, arXiv 2505.22618, section 3.2). Both are
-             approximate, because stored K/V does not see the tokens committed since; with a refresh at every
-             step they are NoCache.
+
+Those for full attention are approximate, see approximate_caches.py.
 
 With logit_shift 1 the scores of position p are row p - 1. The approximate windows therefore start one position
 early; BlockCache keeps the last row of the clean pass, which saw exactly what recomputation would show it.
@@ -15,31 +13,21 @@ early; BlockCache keeps the last row of the clean pass, which saw exactly what r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dlm_edge.errors import UsageProblem
 from dlm_edge.families.spec import Conventions
-from dlm_edge.kernels.quantized_pages.planes import BOTH
-from dlm_edge.kernels.select_pages.reference import Policy
-from dlm_edge.runtime.attention import AttentionPlan, AttentionSettings, Density
-from dlm_edge.runtime.blocks import Block, Canvas
-from dlm_edge.runtime.step_model import FULL_ATTENTION, Logits, StepModel
+from dlm_edge.runtime.approximate_caches import DualCache, FreeCache, PrefixCache, free_border
+from dlm_edge.runtime.blocks import Block
+from dlm_edge.runtime.counted_model import CountedModel, Positions, StepWindow
+from dlm_edge.runtime.step_model import FULL_ATTENTION, Logits
 
-Positions = NDArray[np.int64]
+__all__ = ["Cache", "CountedModel", "StepWindow", "check_cache_fits", "largest_step_window", "open_cache"]
+
 NO_ROWS = np.empty(0, np.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class StepWindow:
-    """What a denoising step runs on: positions [start, end) over the cache [0, cache_len)."""
-
-    start: int
-    end: int
-    cache_len: int
+FREE_WINDOW = 512  # positions; that of FreeCache's published code
 
 
 class Cache(Protocol):
@@ -70,70 +58,6 @@ class Cache(Protocol):
 
     def finish_block(self) -> None:
         """The current block is clean and another one follows."""
-
-
-class CountedModel:
-    """A model on one canvas, counting its forward passes and what they read of the prefix."""
-
-    def __init__(
-        self, model: StepModel, canvas: Canvas, conventions: Conventions, attention: AttentionSettings
-    ) -> None:
-        self.model, self.canvas = model, canvas
-        self.shift = conventions.logit_shift
-        lengths = {"full": FULL_ATTENTION, "causal": 1, "block_causal": conventions.block_length}
-        self.attn_block = lengths[conventions.attention]
-        self.plan = AttentionPlan(attention, canvas.prompt_len, int(canvas.is_masked.sum()))
-        self.density = Density()
-        self.passes = 0
-
-    def run(self, start: int, end: int, cache_len: int, positions: Positions) -> Logits:
-        """An exact pass over the window [start, end) of the canvas; logits of the rows that predict `positions`."""
-        return self.pass_over(start, end, cache_len, positions, self.plan.of_exact_pass())
-
-    def store(
-        self, start: int, end: int, cache_len: int, positions: Positions, *, stored_end: int | None = None
-    ) -> Logits:
-        """The same, and what it computed of the window, up to `stored_end`, becomes part of the prefix."""
-        kept = end if stored_end is None else stored_end
-        logits = self.pass_over(start, end, cache_len, positions, self.plan.of_exact_pass(), stored_rows=kept - start)
-        self.model.store(start, kept)
-        return logits
-
-    def step(self, start: int, end: int, cache_len: int, positions: Positions) -> Logits:
-        """A pass that reads the prefix as the attention policy has it."""
-        planes, policy = self.plan.planes, self.plan.of_step(end - start)
-        logits = self.pass_over(start, end, cache_len, positions, policy, planes=planes)
-        self.density.add(self.model.stats, end - start)
-        return logits
-
-    def run_fillings(
-        self, window: StepWindow, fillings: Sequence[NDArray[np.int64]], positions: Sequence[Positions]
-    ) -> list[list[Logits]]:
-        """Logits of `positions[i]` where the window holds `fillings[i]`, by dense attention; nothing is stored."""
-        length = window.end - window.start
-        rows = [at - self.shift - window.start + i * length for i, at in enumerate(positions)]
-        self.passes += 1 if self.model.batches_copies else len(fillings)
-        flat = self.model.run_copies(
-            np.stack(fillings), window.start, window.cache_len, self.attn_block, np.concatenate(rows)
-        )
-        ends = np.cumsum([len(at) for at in positions])
-        return [list(part) for part in np.split(flat, ends[:-1])]
-
-    def pass_over(
-        self,
-        start: int,
-        end: int,
-        cache_len: int,
-        positions: Positions,
-        policy: Policy,
-        *,
-        planes: int = BOTH,
-        stored_rows: int = 0,
-    ) -> Logits:
-        self.passes += 1
-        ids, rows = self.canvas.ids[start:end], positions - self.shift - start
-        options = {"planes": planes, "stored_rows": stored_rows}
-        return self.model.run(ids, start, cache_len, self.attn_block, rows, policy, **options)
 
 
 class NoCache:
@@ -226,107 +150,40 @@ class BlockCache:
         self.carried = logits[0].copy() if wanted.size else None
 
 
-class ApproximateCache:
-    """What PrefixCache and DualCache share: when to refresh, and the pass that does it."""
-
-    def __init__(self, model: CountedModel, refresh_every: int | None) -> None:
-        self.model, self.refresh_every = model, refresh_every
-        self.length = len(model.canvas.ids)
-        self.step = 0
-        self.first, self.end = 0, 0
-
-    def prefill(self, end: int) -> int:
-        return 0
-
-    def start_block(self, block: Block) -> None:
-        self.step = 0
-        self.first, self.end = max(block.start - self.model.shift, 0), block.end
-
-    @property
-    def until_refresh(self) -> int | None:
-        every = self.refresh_every
-        return 0 if self.step == 0 else None if every is None else -self.step % every
-
-    def rows(self, positions: Positions) -> Sequence[Logits]:
-        refresh = self.until_refresh == 0
-        self.step += 1
-        return list(self.refresh(positions) if refresh else self.reuse(positions))
-
-    def reuse(self, positions: Positions) -> Logits:
-        window = self.step_window
-        return self.model.step(window.start, window.end, window.cache_len, positions)
-
-    def known_row(self, positions: Positions) -> Logits | None:
-        return None
-
-    def skip(self, steps: int) -> None:
-        self.step += steps
-
-    def narrow(self, end: int) -> None:
-        self.end = end
-
-    def refresh(self, positions: Positions) -> Logits:
-        logits = self.model.store(0, self.length, 0, positions, stored_end=self.stored_end)
-        self.model.plan.restart()
-        return logits
-
-    @property
-    def stored_end(self) -> int:
-        """How far the steps read what a refresh stored: quantized caches end there, with an exact tail."""
-        raise NotImplementedError
-
-    @property
-    def step_window(self) -> StepWindow:
-        raise NotImplementedError
-
-    def finish_block(self) -> None:
-        pass
-
-
-class PrefixCache(ApproximateCache):
-    @property
-    def step_window(self) -> StepWindow:
-        return StepWindow(self.first, self.length, self.first)
-
-    @property
-    def stored_end(self) -> int:
-        return self.first
-
-
-class DualCache(ApproximateCache):
-    @property
-    def step_window(self) -> StepWindow:
-        return StepWindow(self.first, self.end, self.length)
-
-    @property
-    def stored_end(self) -> int:
-        return self.length
-
-
 def check_cache_fits(kind: str, conventions: Conventions) -> None:
     """E-PARAM when the family's attention has no cache of this kind."""
     is_full = conventions.attention == "full"
-    if kind not in (("none", "prefix", "dual") if is_full else ("none", "block")):
-        other = "prefix, dual or none" if is_full else "block (which is exact) or none"
+    if kind not in (("none", "prefix", "dual", "freecache") if is_full else ("none", "block")):
+        other = "prefix, dual, freecache or none" if is_full else "block (which is exact) or none"
         message = f"the {kind} cache does not fit {conventions.attention} attention"
         raise UsageProblem("E-PARAM", message, f"this model has the caches {other}")
 
 
 def open_cache(
-    kind: str, model: CountedModel, conventions: Conventions, *, refresh_every: int | None, prefill_chunk: int
+    kind: str,
+    model: CountedModel,
+    conventions: Conventions,
+    *,
+    refresh_every: int | None,
+    prefill_chunk: int,
+    window: int = FREE_WINDOW,
 ) -> Cache:
-    """The cache called `kind`: block, none, prefix or dual."""
+    """The cache called `kind`: block, none, prefix, dual or freecache. `window` is that of freecache."""
     check_cache_fits(kind, conventions)
     if kind == "block":
         return BlockCache(model, conventions.block_length, prefill_chunk)
     if kind == "none":
         return NoCache(model)
+    if kind == "freecache":
+        return FreeCache(model, refresh_every, window)
     return {"prefix": PrefixCache, "dual": DualCache}[kind](model, refresh_every)
 
 
-def largest_step_window(kind: str, blocks: Sequence[Block], length: int, shift: int) -> int:
+def largest_step_window(kind: str, blocks: Sequence[Block], length: int, shift: int, window: int = FREE_WINDOW) -> int:
     """Rows of the widest window that `step` runs on: those whose attention state is kept."""
     if kind == "none":
         return 1
+    if kind == "freecache":
+        return length - free_border(blocks[0], window, shift)
     ends = [length if kind == "prefix" else block.end for block in blocks]
     return max(end - max(block.start - shift, 0) for block, end in zip(blocks, ends, strict=True))

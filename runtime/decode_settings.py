@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dlm_edge.runtime.attention import EXACT, AttentionSettings
+from dlm_edge.runtime.cache import FREE_WINDOW
+from dlm_edge.runtime.constraints.constraint import Constraint
 from dlm_edge.runtime.samplers.contract import SamplerOptions
 from dlm_edge.runtime.scores import Sampling
 
@@ -21,6 +23,7 @@ class DecodeSettings:
     options: SamplerOptions = field(default_factory=SamplerOptions)  # of the sampler's own kind
     cache: str = "none"
     refresh_every: int | None = None  # approximate caches: None refreshes at the start of each block only
+    cache_window: int = FREE_WINDOW  # freecache: positions before the block that every step computes anew
     sampling: Sampling = field(default_factory=Sampling)
     guidance: float = 0.0
     stop_ids: tuple[int, ...] = ()
@@ -31,6 +34,7 @@ class DecodeSettings:
     # Tokens given in advance, beyond gen_len too: offset after the prompt -> id.
     fixed: Mapping[int, int] = field(default_factory=dict)
     tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # ids that stand for the sampler's texts
+    constraint: Constraint | None = None  # that the text meets whatever is committed when
     filter: Any = None  # weights of learn2pd's filter
 
     @property
@@ -48,6 +52,7 @@ class Stats:
     stop_reason: StopReason = "length"
     steps: int = 0  # selections
     forward_passes: int = 0  # runs of the model: prefill, steps and clean passes
+    guide_passes: int = 0  # runs of the guide
     prefill_seconds: float = 0.0
     prefill_passes: int = 0
     reused_tokens: int = 0  # of the prompt, stored before the request began

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dlm_edge.runtime.blocks import Span
 from dlm_edge.runtime.filling import BlockFiller
 from dlm_edge.runtime.samplers.contract import Commits, SelectState
-from dlm_edge.runtime.scores import Scores
+from dlm_edge.runtime.scores import Row, Scores
 
 
 class DraftFiller(BlockFiller):
@@ -23,24 +24,21 @@ class DraftFiller(BlockFiller):
         if not n_masked:
             return
         n_steps = n_masked if span.n_steps is None else min(span.n_steps, n_masked)
-        scores = self.predict(span)[0]
-        step = 0
+        scores, state = self.predict(span)[0], self.state(0, n_masked, n_steps, span)
+        said = self.sampler.select(scores, state, self.settings.options)
         while True:
-            chain = self.drafted(scores, self.state(step, n_masked, n_steps, span))
+            chain = self.drafted(scores, state)
+            assert same(chain[0], said), f"{self.sampler.name} drafts another first selection than its own"
             ahead = self.evaluate(span, chain)
-            for index, commits in enumerate(chain):
-                self.apply(commits, scores)
-                step += 1
+            for index, guess in enumerate(chain):
+                if not same(guess, said):
+                    break
+                self.apply(said, scores)
                 if not self.asked(span).size:
                     return
-                if index == len(ahead):  # not evaluated: the cache is refreshed first
-                    scores = self.predict(span)[0]
-                    break
-                self.predictor.cache.skip(1)
-                scores = ahead[index]
-                said = self.sampler.select(scores, self.state(step, n_masked, n_steps, span), self.settings.options)
-                if index + 1 < len(chain) and not same(said, chain[index + 1]):
-                    break
+                scores = self.next_scores(span, ahead[index] if index < len(ahead) else None)
+                state = self.state(state.step + 1, n_masked, n_steps, span)
+                said = self.sampler.select(scores, state, self.settings.options)
 
     def drafted(self, scores: Scores, state: SelectState) -> list[Commits]:
         """The first is what `select` says; the others are guesses, as many as steps run on what is stored now. Where a
@@ -50,13 +48,17 @@ class DraftFiller(BlockFiller):
         room = self.predictor.cache.until_refresh if self.predictor.model.model.batches_copies else 1
         return chain if room is None else chain[: max(room, 1)]
 
-    def evaluate(self, span: Span, chain: Sequence[Commits]) -> list[Scores]:
-        """Scores of the canvases after each selection of the chain that leaves masks."""
+    def evaluate(self, span: Span, chain: Sequence[Commits]) -> list[list[Row]]:
+        """Logits of the canvases after each selection of the chain that leaves masks; none before a refresh.
+
+        They become scores only when their canvas has come true: a row of a canvas that never does may hold anything.
+        """
         if self.predictor.cache.until_refresh == 0:
             return []
         ids, waiting = self.canvas.ids, self.asked(span)
-        fillings, positions, numbers = [], [], []
-        for index, commits in enumerate(chain):
+        fillings: list[NDArray[np.int64]] = []
+        positions: list[NDArray[np.int64]] = []
+        for commits in chain:
             ids = ids.copy()
             ids[commits.positions] = commits.ids
             waiting = np.setdiff1d(waiting, commits.positions)
@@ -64,8 +66,15 @@ class DraftFiller(BlockFiller):
                 break
             fillings.append(ids)
             positions.append(waiting)
-            numbers.append(self.stats.steps + index + 1)
-        return self.predictor.of_fillings(fillings, positions, numbers) if fillings else []
+        self.predictor.check_cancelled()
+        return self.predictor.rows_of_fillings(fillings, positions) if fillings else []
+
+    def next_scores(self, span: Span, rows: Sequence[Row] | None) -> Scores:
+        """Of the canvas as it is now; from `rows` where it was evaluated."""
+        if rows is None:
+            return self.predict(span)[0]
+        self.predictor.cache.skip(1)
+        return self.predictor.reduce(rows, self.asked(span), self.stats.steps)
 
 
 def same(one: Commits, other: Commits) -> bool:

@@ -18,7 +18,6 @@ from dlm_edge.runtime.opening import Parts, open_parts
 from dlm_edge.runtime.ort_step_model import OrtStepModel
 from dlm_edge.runtime.request import Prompt, encode, prepare
 from dlm_edge.runtime.seats import Seats
-from dlm_edge.runtime.sequence_memory import NO_IDS
 from dlm_edge.runtime.worker import Worker
 
 
@@ -33,8 +32,9 @@ class Engine:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        room = None if parts.memory_budget is None else parts.memory_budget - parts.weight_bytes
-        seats = Seats([parts.model, *parts.more_models], room)
+        room = None if parts.memory_budget is None else parts.memory_budget - parts.all_weight_bytes
+        guides = () if parts.guide is None else parts.guide.models
+        seats = Seats([parts.model, *parts.more_models], room, guides)
         self._worker = Worker(seats, JobRunner(parts.spec.conventions, parts.codec), background=parts.background)
         self._finalizer = weakref.finalize(self, self._worker.close)  # also at the interpreter's exit
 
@@ -48,10 +48,12 @@ class Engine:
         memory_budget: int | str | None = None,
         parallel: int = 1,
         background: bool = False,
+        guide: Path | str | None = None,
     ) -> Engine:
         """`memory_budget` in bytes or as "6GiB": refused with E-MEM where weights and caches would exceed it. `parallel`
         jobs are in flight at once, block by block in turns, each with caches of its own; others wait. `background`: the
-        model's threads yield to all others of the machine (Linux)."""
+        model's threads yield to all others of the machine (Linux). `guide`: a smaller model's bundle with the same
+        vocabulary, for the sampler guided; its weights and caches count, too."""
         parts = open_parts(
             Path(path),
             device,
@@ -59,6 +61,7 @@ class Engine:
             memory_budget=memory_budget,
             parallel=parallel,
             background=background,
+            guide=None if guide is None else Path(guide),
         )
         return cls(parts)
 
@@ -136,12 +139,12 @@ class Engine:
         """Room for a prompt that is loaded: no job is in flight then. Raises E-MEM."""
         parts, seats = self.parts, self._worker.seats
         working = cache_bytes(parts.spec, parts.cache_layout, parts.cache_group, positions)
-        check_budget(parts.memory_budget, parts.weight_bytes, working)
+        check_budget(parts.memory_budget, parts.all_weight_bytes, working)
         seats.hold(seats.latest, working)
 
     def forget_prompt(self) -> None:
         """Let the next request compute its whole prompt."""
-        self._worker.call(lambda: [seat.model.keep(NO_IDS, 1) for seat in self._worker.seats.all])
+        self._worker.call(self._worker.seats.forget)
 
     def _latest_model(self) -> OrtStepModel:
         model = self._worker.seats.latest.model
@@ -162,7 +165,7 @@ class Engine:
             queued=queued,
             running=running,
             parallel=len(self._worker.seats.all),
-            weight_bytes=self.parts.weight_bytes,
+            weight_bytes=self.parts.all_weight_bytes,
             working_bytes=reserved,
             memory_budget=self.parts.memory_budget,
         )

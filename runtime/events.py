@@ -19,6 +19,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     stop_reason: StopReason
     steps: int
     forward_passes: int  # prefill, steps and the passes over finished blocks
+    guide_passes: int = 0  # of the second model, where one supervises
     steps_per_token: float | None  # forward passes per generated token; None without one
     prefill_seconds: float
     prefill_passes: int
@@ -36,7 +37,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     queued: int  # jobs that wait
     running: int  # in flight
     parallel: int  # that may be
-    weight_bytes: int
+    weight_bytes: int  # of the guide, too
     working_bytes: int  # of caches and scores, also those kept for a later job
     memory_budget: int | None
 

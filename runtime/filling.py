@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dlm_edge.runtime.blocks import Block, Span
 from dlm_edge.runtime.decode_settings import DecodeSettings, Stats
+from dlm_edge.runtime.guide import Guide
 from dlm_edge.runtime.predicting import Predictor
 from dlm_edge.runtime.samplers.contract import NOTHING_LEFT_OUT, Commits, LeftOut, Sampler, SelectState
 from dlm_edge.runtime.scores import Scores
@@ -28,9 +29,11 @@ class BlockFiller:
         sampler: Sampler[Any],
         stats: Stats,
         after_step: Callable[[], None],
+        guide: Guide | None = None,
     ) -> None:
         self.predictor, self.canvas, self.plan = predictor, predictor.canvas, predictor.model.plan
         self.settings, self.sampler, self.stats, self.after_step = settings, sampler, stats, after_step
+        self.guide = guide
         self.block = Block(0, 0, ())
         self.memory: Any = None
         self.first: Scores | None = None  # of the block's first step, where its border followed from them
@@ -47,23 +50,26 @@ class BlockFiller:
             self.fill_span(span)
         if self.sampler.needs.can_edit:
             self.canvas.settled_end = block.end
+            self.after_step()  # whoever watches learns that the block's text is final
 
     def choose_border(self, candidate: Block) -> Block:
         """The block that the sampler wants to begin where `candidate` does; it ends there, or earlier."""
         assert self.sampler.border is not None
-        self.block = candidate
-        span = Span(candidate.start, candidate.end)
+        end, self.first = min(candidate.start + self.settings.block_length, candidate.end), None
+        self.block = Block(candidate.start, end, ())
         positions = self.canvas.masked(candidate.start, candidate.end)
-        self.first = self.predictor.scores(positions, self.stats.steps)
-        state = self.state(0, len(positions), len(positions), span)
-        end = self.sampler.border(self.first, state, self.settings.options)
+        if positions.size:
+            self.first = self.predictor.scores(positions, self.stats.steps)
+            state = self.state(0, len(positions), len(positions), Span(candidate.start, candidate.end))
+            end = self.sampler.border(self.first, state, self.settings.options)
         return Block(candidate.start, end, (Span(candidate.start, end),))
 
     def spans(self) -> Sequence[Span]:
         if self.sampler.spans is None:
             return self.block.spans
         whole = Span(self.block.start, self.block.end)
-        return [Span(*edges) for edges in self.sampler.spans(self.state(0, 1, 1, whole), self.settings.options)]
+        chosen = self.sampler.spans(self.state(0, 1, 1, whole), self.settings.options)
+        return self.block.spans if chosen is None else [Span(*edges) for edges in chosen]
 
     def fill_span(self, span: Span) -> None:
         n_masked = len(self.asked(span))
@@ -75,7 +81,9 @@ class BlockFiller:
             if not has_masks and not (self.sampler.polishes and self.sampler.polishes(state, self.settings.options)):
                 return
             scores, left_out = self.predict(span)
-            commits = self.sampler.select(scores, replace(state, left_out=left_out), self.settings.options)
+            opinions = () if self.guide is None else self.guide.opinions(scores, self.stats.steps)
+            state = replace(state, left_out=left_out, guide=opinions)
+            commits = self.sampler.select(scores, state, self.settings.options)
             self.apply(commits, scores)
             if not has_masks and not commits.positions.size:
                 return
@@ -119,18 +127,20 @@ class BlockFiller:
             sampling=self.settings.sampling,
             memory=self.memory,
             tokens=self.settings.tokens,
+            stop_ids=self.settings.stop_ids,
             filter=self.settings.filter,
         )
 
     def apply(self, commits: Commits, scores: Scores) -> None:
         is_new = self.canvas.is_masked[commits.positions]
+        shown = self.canvas.is_masked[scores.positions] | np.isin(scores.positions, commits.positions)
         if self.sampler.needs.can_edit:
             self.canvas.place(commits.positions, commits.ids)
             self.canvas.hide(commits.hidden)
         else:
             assert commits.positions.size and not commits.hidden.size, f"{self.sampler.name} committed nothing"
             self.canvas.commit(commits.positions, commits.ids)
-        self.canvas.confidence[scores.positions] = scores.confidence
+        self.canvas.confidence[scores.positions[shown]] = scores.confidence[shown]
         self.memory = commits.memory
         self.stats.steps += 1
         self.plan.filled(int(is_new.sum()) - len(commits.hidden))

@@ -1,4 +1,4 @@
-"""Work on one job with a model, in turns: text as it becomes final, frames for who watches, the numbers at the end."""
+"""Work on one job in its seat, in turns: text as it becomes final, frames for who watches, the numbers at the end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dlm_edge.runtime.decode_settings import Stats
 from dlm_edge.runtime.denoise import Progress, denoise_in_turns
 from dlm_edge.runtime.events import Cell, Frame, Result, Started, Text
 from dlm_edge.runtime.job import Job
-from dlm_edge.runtime.step_model import StepModel
+from dlm_edge.runtime.seats import Seat
 from dlm_edge.runtime.stop_text import StopText
 from dlm_edge.runtime.text import TextCodec, TextStream
 
@@ -21,7 +21,7 @@ class JobRunner:
     conventions: Conventions
     codec: TextCodec
 
-    def __call__(self, job: Job, model: StepModel) -> Iterator[None]:
+    def __call__(self, job: Job, seat: Seat) -> Iterator[None]:
         """Yields after the prompt and after every block."""
         if not job.begin():
             return
@@ -44,17 +44,20 @@ class JobRunner:
             return stop.found
 
         tokens, stats = yield from denoise_in_turns(
-            model,
+            seat.model,
             self.conventions,
             job.request.ids,
             settings,
             job.request.sampler,
             on_step=on_step,
             cancelled=job.is_cancel_asked,
+            guide=seat.guide,
         )
         give(stop.push(stream.push(tokens[len(stream.ids) :]) + stream.finish()))
         give(stop.finish())
         text = "".join(given)
+        if settings.constraint is not None and stats.stop_reason != "cancelled":
+            settings.constraint.check_text(text)
         if stop.found:
             stats.stop_reason, tokens = "stop", self.covering(tokens, text)
         job.finish(make_result(job, text, tokens, stats, time.perf_counter() - began))
@@ -96,6 +99,7 @@ def make_result(job: Job, text: str, tokens: list[int], stats: Stats, seconds: f
         stop_reason=stats.stop_reason,
         steps=stats.steps,
         forward_passes=stats.forward_passes,
+        guide_passes=stats.guide_passes,
         steps_per_token=stats.forward_passes / len(tokens) if tokens else None,
         prefill_seconds=stats.prefill_seconds,
         prefill_passes=stats.prefill_passes,

@@ -24,7 +24,10 @@ def load_onnxruntime() -> Any:
         module = importlib.import_module("onnxruntime")
         module.disable_telemetry_events()  # this project sends nothing anywhere
         return module
-    except Exception as error:  # a missing C++ runtime shows as ImportError, a broken wheel as nearly anything
+    except Exception as error:
+        if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):  # Ctrl-C while the library loads
+            raise KeyboardInterrupt from error
+        # A missing C++ runtime shows as ImportError, a broken wheel as nearly anything.
         message = f"onnxruntime is installed and cannot be imported: {error}"
         raise EnvironmentProblem("E-ORT", message, "pip install --force-reinstall onnxruntime") from error
 

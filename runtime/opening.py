@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dlm_edge.bundle import Bundle, open_bundle
-from dlm_edge.errors import EnvironmentProblem
 from dlm_edge.families.spec import ModelSpec
-from dlm_edge.kernels import OPERATOR_VERSION
 from dlm_edge.runtime.budget import cache_bytes, check_budget, parse_bytes
+from dlm_edge.runtime.bundle_models import check_operators, open_models, weight_bytes
+from dlm_edge.runtime.constraints.compiling import ConstraintCompiler
+from dlm_edge.runtime.guide_bundle import GuideParts, check_same_vocabulary, open_guide
 from dlm_edge.runtime.layouts import CacheShape, bytes_per_token
-from dlm_edge.runtime.ort_step_model import OrtStepModel
-from dlm_edge.runtime.priority import check_background, in_low_thread
-from dlm_edge.runtime.session import OpenSession, open_session
+from dlm_edge.runtime.learned_filter import Filter
+from dlm_edge.runtime.priority import check_background
 from dlm_edge.runtime.settings import check_range
 from dlm_edge.runtime.step_model import StepModel
 from dlm_edge.runtime.template import ChatTemplate
@@ -34,6 +34,8 @@ class Parts:
     more_models: Sequence[StepModel] = ()  # of further jobs in flight, over the same weights
     codec: TextCodec
     template: ChatTemplate | None
+    guide: GuideParts | None = None
+    filter: Filter | None = None
     sampler_defaults: dict[str, Any]
     device: str
     native_operators: bool
@@ -44,6 +46,12 @@ class Parts:
     bundle_hash: str = ""
     memory_budget: int | None = None
     background: bool = False
+    constraints: ConstraintCompiler = field(default_factory=ConstraintCompiler)
+
+    @property
+    def all_weight_bytes(self) -> int:
+        """Those of the guide among them."""
+        return self.weight_bytes + (0 if self.guide is None else self.guide.weight_bytes)
 
 
 def open_parts(
@@ -54,37 +62,38 @@ def open_parts(
     memory_budget: int | str | None,
     parallel: int,
     background: bool,
+    guide: Path | None = None,
 ) -> Parts:
     """Cheap checks first; see `Engine.open`."""
     check_range("parallel", parallel, 1, MAX_PARALLEL)
     if background:
         check_background()
     budget = parse_bytes(memory_budget)
-    bundle = open_bundle(path)
-    manifest, spec = bundle.manifest, bundle.manifest.model
-    if manifest.operator_version > OPERATOR_VERSION:
-        found = f"operators of version {manifest.operator_version}, this installation has {OPERATOR_VERSION}"
-        raise EnvironmentProblem("E-OP", f"{path} needs {found}", "install the version of dlm-edge that exported it")
+    bundles = [open_bundle(each) for each in (path, guide) if each is not None]
+    for each in bundles:
+        check_operators(each)
+    weights = [weight_bytes(each) for each in bundles]
+    check_budget(budget, sum(weights), sum(least_cache_bytes(each) for each in bundles))
+    bundle, manifest, spec = bundles[0], bundles[0].manifest, bundles[0].manifest.model
     layout, group = manifest.cache_layout, manifest.cache_group
-    weights = sum(entry.size for entry in manifest.files if entry.name.startswith("model.onnx"))
-    check_budget(budget, weights, cache_bytes(spec, layout, group, 1))
     codec = TextCodec.read(bundle.tokenizer_path, spec)
-
-    def open_here() -> OpenSession:
-        return open_session(bundle.graph_path, device=device, threads=threads, target=manifest.target)
-
-    opened = in_low_thread(open_here) if background else open_here()
-    models = [OrtStepModel(opened, spec, layout, group) for _ in range(parallel)]
+    learned = read_own_filter(bundle)
+    for each in bundles[1:]:
+        check_same_vocabulary(codec, TextCodec.read(each.tokenizer_path, each.manifest.model))
+    options: dict[str, Any] = {"threads": threads, "parallel": parallel, "background": background}
+    opened, models = open_models(bundle, device, **options)
     return Parts(
         spec=spec,
         model=models[0],
         more_models=models[1:],
         codec=codec,
         template=read_template(bundle, codec),
+        guide=open_guide(bundles[1], device, **options) if guide is not None else None,
+        filter=learned,
         sampler_defaults=manifest.sampler_defaults,
         device=opened.device,
         native_operators=opened.native_operators,
-        weight_bytes=weights,
+        weight_bytes=weights[0],
         cache_layout=layout,
         cache_group=group,
         cache_bytes_per_position=math.ceil(bytes_per_token(layout, CacheShape.of(spec), group=group)),
@@ -92,6 +101,21 @@ def open_parts(
         memory_budget=budget,
         background=background,
     )
+
+
+def least_cache_bytes(bundle: Bundle) -> int:
+    """Of a text of one position."""
+    manifest = bundle.manifest
+    return cache_bytes(manifest.model, manifest.cache_layout, manifest.cache_group, 1)
+
+
+def read_own_filter(bundle: Bundle) -> Filter | None:
+    path = bundle.filter_path
+    if path is None:
+        return None
+    from dlm_edge.runtime.filter_file import read_filter
+
+    return read_filter(path, bundle.manifest.model.conventions.block_length)
 
 
 def read_template(bundle: Bundle, codec: TextCodec) -> ChatTemplate | None:

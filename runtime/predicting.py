@@ -13,6 +13,7 @@ from dlm_edge.runtime.samplers.contract import NOTHING_LEFT_OUT, LeftOut
 from dlm_edge.runtime.scores import Row, ScoreReducer, Scores
 
 Positions = NDArray[np.int64]
+AT_ONCE = 8192  # positions of all fillings together that one pass for left-out tokens takes
 
 
 class Reducer(Protocol):
@@ -23,7 +24,8 @@ class Reducer(Protocol):
 
 class Predictor:
     """`guidance` w > 0: logits u + (w + 1) (c - u), where u is what the model says with the prompt hidden (LLaDA,
-    arXiv 2502.09992, appendix; Ho and Salimans 2022, arXiv 2207.12598). It needs the whole sequence in the window."""
+    arXiv 2502.09992, appendix; Ho and Salimans 2022, arXiv 2207.12598). It needs the whole sequence in the window.
+    Tokens that were given behind the prompt stay visible in both."""
 
     def __init__(
         self,
@@ -40,58 +42,75 @@ class Predictor:
     def scores(self, positions: Positions, number: int) -> Scores:
         """Of positions of the present block; `number` of selections so far keys the random numbers."""
         self.check_cancelled()
-        rows = self.cache.rows(positions) if not self.guidance else self._guided_rows(positions)
+        if self.guidance:
+            rows: Sequence[Row] = self.rows_of_fillings([self.canvas.ids], [positions])[0]
+        else:
+            rows = self.cache.rows(positions)
+        return self.reduce(rows, positions, number)
+
+    def reduce(self, rows: Sequence[Row], positions: Positions, number: int) -> Scores:
+        """Of logits on what the canvas holds now."""
         return self.reducer.reduce(rows, positions, number)
-
-    def of_fillings(
-        self, fillings: Sequence[NDArray[np.int64]], positions: Sequence[Positions], numbers: Sequence[int]
-    ) -> list[Scores]:
-        """Scores of `positions[i]` on `fillings[i]`, ids [canvas] that differ from the canvas within the block only.
-
-        The canvas is unchanged afterwards. One pass where the model takes several fillings at once.
-        """
-        self.check_cancelled()
-        rows = self.fillings_rows(fillings, positions)
-        return [self.reducer.reduce(rows[i], positions[i], numbers[i]) for i in range(len(fillings))]
 
     def scores_and_left_out(self, positions: Positions, placed: Positions, number: int) -> tuple[Scores, LeftOut]:
         """Scores of `positions`, and how likely the tokens at `placed` are where each of them alone is hidden."""
-        if not placed.size or self.cache.until_refresh == 0:
-            scores = self.scores(positions, number)
-            return scores, self.left_out([], placed, number) if placed.size else NOTHING_LEFT_OUT
-        self.check_cancelled()
-        self.cache.skip(1)
-        fillings = [self.canvas.ids, *self.without_each(placed)]
-        first, *others = self.fillings_rows(fillings, [positions, *(np.array([at]) for at in placed)])
-        return self.reducer.reduce(first, positions, number), self.left_out(others, placed, number)
-
-    def left_out(self, rows: Sequence[Sequence[Row]], placed: Positions, number: int) -> LeftOut:
-        if not rows:
-            rows = self.fillings_rows(self.without_each(placed), [np.array([at]) for at in placed])
-        tokens = self.canvas.ids[placed]
-        probabilities = [
-            self.scorer.probability(row[0], int(at), int(token), number)
-            for row, at, token in zip(rows, placed, tokens, strict=True)
-        ]
-        return LeftOut(placed, np.array(probabilities))
+        if not placed.size:
+            return self.scores(positions, number), NOTHING_LEFT_OUT
+        window = self.cache.step_window
+        at_once = max(AT_ONCE // (window.end - window.start), 1)
+        if self.cache.until_refresh == 0:
+            scores, probabilities, rest = self.scores(positions, number), [], placed
+        else:
+            self.check_cancelled()
+            self.cache.skip(1)
+            first, rest = placed[: at_once - 1], placed[at_once - 1 :]
+            asked = [positions, *(np.array([at]) for at in first)]
+            rows, *others = self.rows_of_fillings([self.canvas.ids, *self.without_each(first)], asked)
+            probabilities = self.probabilities(others, first, number)
+            scores = self.reduce(rows, positions, number)
+        for at in range(0, len(rest), at_once):
+            self.check_cancelled()
+            some = rest[at : at + at_once]
+            others = self.rows_of_fillings(self.without_each(some), [np.array([each]) for each in some])
+            probabilities += self.probabilities(others, some, number)
+        return scores, LeftOut(placed, np.array(probabilities))
 
     def without_each(self, placed: Positions) -> list[NDArray[np.int64]]:
         fillings = np.tile(self.canvas.ids, (len(placed), 1))
         fillings[np.arange(len(placed)), placed] = self.canvas.mask_id
         return list(fillings)
 
-    def fillings_rows(self, fillings: Sequence[NDArray[np.int64]], positions: Sequence[Positions]) -> list[list[Row]]:
-        """Logits of `positions[i]` on `fillings[i]`, valid until the next run."""
-        window = self.cache.step_window
-        known = [
-            self.cache.known_row(asked) for asked in positions
-        ]  # of the first position, where no window predicts it
-        asked = [at[1:] if row is not None else at for at, row in zip(positions, known, strict=True)]
-        logits = self.model.run_fillings(window, [ids[window.start : window.end] for ids in fillings], asked)
-        return [[row, *rest] if row is not None else rest for row, rest in zip(known, logits, strict=True)]
+    def probabilities(self, rows: Sequence[Sequence[Row]], placed: Positions, number: int) -> list[float]:
+        """Of the tokens at `placed`, each by the one row of its own filling."""
+        tokens = self.canvas.ids[placed]
+        return [
+            self.scorer.probability(row[0], int(at), int(token), number)
+            for row, at, token in zip(rows, placed, tokens, strict=True)
+        ]
 
-    def _guided_rows(self, positions: Positions) -> Sequence[Row]:
-        hidden = self.canvas.ids.copy()
-        hidden[: self.canvas.prompt_len] = self.canvas.mask_id
-        given, free = self.fillings_rows([self.canvas.ids, hidden], [positions, positions])
-        return [u + np.float32(self.guidance + 1) * (c - u) for c, u in zip(given, free, strict=True)]
+    def rows_of_fillings(
+        self, fillings: Sequence[NDArray[np.int64]], positions: Sequence[Positions]
+    ) -> list[list[Row]]:
+        """Logits of `positions[i]` on `fillings[i]`, ids [canvas] that differ from the canvas within the block only; valid
+        until the next run. The canvas is unchanged. One pass where the model takes several fillings at once."""
+        if not self.guidance:
+            return self._plain_rows(fillings, positions)
+        hidden = [ids.copy() for ids in fillings]
+        for ids in hidden:
+            ids[: self.canvas.prompt_len] = self.canvas.mask_id
+        rows = self._plain_rows([*fillings, *hidden], [*positions, *positions])
+        scale = np.float32(self.guidance + 1)
+        pairs = zip(rows[: len(fillings)], rows[len(fillings) :], strict=True)
+        return [[u + scale * (c - u) for c, u in zip(given, free, strict=True)] for given, free in pairs]
+
+    def _plain_rows(self, fillings: Sequence[NDArray[np.int64]], positions: Sequence[Positions]) -> list[list[Row]]:
+        window = self.cache.step_window
+        known = [self.cache.known_row(at) for at in positions]  # of the first one, where no window predicts it
+        asked = [at[1:] if row is not None else at for at, row in zip(positions, known, strict=True)]
+        run = [i for i, at in enumerate(asked) if at.size]
+        found: list[list[Row]] = [[] if row is None else [row] for row in known]
+        if run:
+            texts = [fillings[i][window.start : window.end] for i in run]
+            for i, rows in zip(run, self.model.run_fillings(window, texts, [asked[i] for i in run]), strict=True):
+                found[i].extend(rows)
+        return found

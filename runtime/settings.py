@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +13,10 @@ import msgspec
 from dlm_edge.errors import InputFileError, UsageProblem
 from dlm_edge.families.spec import Conventions
 from dlm_edge.nearest import nearest
+from dlm_edge.runtime.accepted import abridged, accepted
 from dlm_edge.runtime.attention import POLICIES, AttentionSettings
-from dlm_edge.runtime.cache import check_cache_fits
+from dlm_edge.runtime.cache import FREE_WINDOW, check_cache_fits
+from dlm_edge.runtime.constraints.compiling import KINDS
 from dlm_edge.runtime.decode_settings import DecodeSettings
 from dlm_edge.runtime.layouts import layout_kind
 from dlm_edge.runtime.sampler_options import chosen_sampler, sampler_options
@@ -22,7 +25,7 @@ from dlm_edge.runtime.scores import Sampling
 from dlm_edge.runtime.stop_text import check_stops
 
 PAGE_SIZES = (8, 16, 32, 64, 128)
-CACHES = ("auto", "block", "none", "prefix", "dual")
+CACHES = ("auto", "block", "none", "prefix", "dual", "freecache")
 SPARSED_BLOCK = 32  # the paper's for short tasks; 128 for long ones
 MAX_SEED = 2**64 - 1
 DEFAULT_MAX_NEW_TOKENS = 128  # or less, where the context has less room
@@ -53,7 +56,8 @@ class GenerateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     top_p: float | None = None
     seed: int | None = None  # None: 0 at temperature 0, otherwise drawn and reported
     cache: str = "auto"
-    refresh_every: int | None = None  # steps between full passes of the prefix and dual caches
+    refresh_every: int | None = None  # steps between full passes of the prefix, dual and freecache caches
+    cache_window: int | None = None  # freecache: positions before the block that every step computes anew
     attention: str = "dense"  # how denoising steps read the prefix: a name of runtime/attention.py
     budget: int | None = None  # prefix tokens that each query reads
     page_size: int | None = None
@@ -67,6 +71,9 @@ class GenerateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     keep: float | None = None  # sparsed: share of the blocks of keys that each block of queries reads
     skip: float | None = None  # sparsed: share of the new tokens, or from 1 on number of steps, before it is chosen
     planes: str | None = None  # of codes in two: both in a block's "first" step only, or "both" in every step
+    json_schema: dict[str, Any] | bool | str | None = None  # the text is JSON that this schema, or its text, allows
+    regex: str | None = None  # the whole text matches
+    grammar: str | None = None  # GBNF; the text is one of the rule root
     stop_at_eos: bool = True  # False: always max_new_tokens tokens, stop ids among them
 
     def __post_init__(self) -> None:
@@ -86,6 +93,7 @@ class GenerateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         check_range("seed", self.seed, 0, MAX_SEED)
         check_choice("cache", self.cache, CACHES)
         check_range("refresh_every", self.refresh_every, 1, 1 << 24)
+        check_range("cache_window", self.cache_window, 0, 1 << 24)
         check_choice("attention", self.attention, tuple(POLICIES))
         check_range("budget", self.budget, 1, 1 << 24)
         check_choice("page_size", self.page_size, PAGE_SIZES)
@@ -99,6 +107,7 @@ class GenerateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         check_range("changed", self.changed, 1, 1 << 16)
         check_range("keep", self.keep, 0.0, 1.0)
         check_range("skip", self.skip, 0.0, 1 << 24)
+        self._check_constraint()
         if self.keep == 0:
             raise UsageProblem("E-PARAM", "keep is 0, which leaves nothing to read", "choose above 0, up to 1")
         if self.skip is not None and self.skip > 1 and self.skip != int(self.skip):
@@ -109,6 +118,18 @@ class GenerateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         for name in ("top_k", "top_p"):
             if self.temperature == 0 and getattr(self, name) is not None:
                 raise UsageProblem("E-PARAM", f"{name} has no effect at temperature 0", "set a temperature, or drop it")
+
+    def _check_constraint(self) -> None:
+        kinds = [name for name in KINDS if getattr(self, name) is not None]
+        if len(kinds) > 1:
+            raise UsageProblem("E-PARAM", f"{' and '.join(kinds)} exclude each other", "give one")
+        for name in ("stop", "fixed", "suffix", "min_new_tokens") if kinds else ():
+            if getattr(self, name):
+                message = f"{name} cannot be combined with {kinds[0]}, which says where the text ends"
+                raise UsageProblem("E-PARAM", message, "drop one of them")
+        if kinds and not self.stop_at_eos:
+            message = f"stop_at_eos false cannot be combined with {kinds[0]}, which says where the text ends"
+            raise UsageProblem("E-PARAM", message, "drop one of them")
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -133,7 +154,13 @@ class GenerateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         try:
             return msgspec.convert(values, cls)
         except msgspec.ValidationError as error:
-            raise UsageProblem("E-PARAM", str(error), "see the settings' types") from error
+            found = re.findall(r"`\$\.(\w+)", str(error))
+            assert found, error
+            name = found[-1]
+            hint = f"it takes {accepted(cls, name)}"
+            if name == "sampler_options" and isinstance(values[name], dict):
+                hint = "each takes a number, true, false, a text or a list of texts"
+            raise UsageProblem("E-PARAM", f"{name} is {abridged(values[name])}", hint) from error
 
 
 def check_range(name: str, value: float | None, low: float, high: float) -> None:
@@ -150,20 +177,30 @@ def check_choice(name: str, value: str | int | None, known: Sequence[str | int])
 def with_bundle_defaults(settings: GenerateSettings, defaults: dict[str, Any]) -> GenerateSettings:
     """Fill what the caller left open from the manifest's sampler_defaults.
 
-    What the manifest says of another sampler than the chosen one is left out: it was not asked for.
+    What the manifest says of another sampler than the chosen one is left out: it was not asked for. Settings of the
+    sampler are in `sampler_options` afterwards, however they were given. Raises E-PARAM, E-MANIFEST.
     """
-    unknown = set(defaults) - set(GenerateSettings.__struct_fields__)
-    usual = defaults.get("sampler") or DEFAULT_SAMPLER
-    if unknown or usual not in SAMPLERS:
-        odd = ", ".join(sorted(unknown)) or f"sampler {usual!r}"
-        raise InputFileError("E-MANIFEST", f"sampler_defaults holds {odd}, unknown here", "export it again")
+    usual, stated = check_defaults(defaults)
     chosen = settings.sampler or chosen_sampler(settings.own_options, usual)
     given = {name for name in settings.__struct_fields__ if getattr(settings, name) != DEFAULTS[name]}
-    filled = {k: v for k, v in defaults.items() if k not in given and (k not in OF_THE_SAMPLER or chosen == usual)}
-    if settings.sampler_options and "sampler_options" in defaults and chosen == usual:
-        filled["sampler_options"] = defaults["sampler_options"] | settings.sampler_options
-    values = msgspec.structs.asdict(settings) | filled | {"sampler": chosen}
-    return GenerateSettings.of(values)
+    filled = {name: value for name, value in defaults.items() if name not in given}
+    own = (stated if chosen == usual else {}) | settings.own_options
+    moved = dict.fromkeys(OF_THE_SAMPLER) | {"sampler": chosen, "sampler_options": own or None}
+    return GenerateSettings.of(msgspec.structs.asdict(settings) | filled | moved)
+
+
+def check_defaults(defaults: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The sampler that a manifest's sampler_defaults name, and what they say of its own settings. Raises E-MANIFEST."""
+    usual, options = defaults.get("sampler") or DEFAULT_SAMPLER, defaults.get("sampler_options") or {}
+    odd = ", ".join(sorted(set(defaults) - set(GenerateSettings.__struct_fields__)))
+    if not isinstance(usual, str) or usual not in SAMPLERS:
+        odd = f"sampler {usual!r}"
+    if not isinstance(options, dict):
+        odd = f"sampler_options {options!r}"
+    if odd:
+        raise InputFileError("E-MANIFEST", f"sampler_defaults holds {odd}, unknown here", "export it again")
+    named = {name: defaults[name] for name in ("steps", "threshold") if defaults.get(name) is not None}
+    return usual, options | named
 
 
 OF_THE_SAMPLER = ("steps", "threshold", "sampler_options")
@@ -187,9 +224,12 @@ def resolve(
     if cache != "none" and not stores:
         message = f"the {cache} cache stores keys, and this bundle was exported without room for them"
         raise UsageProblem("E-PARAM", message, "use the cache none, or export with --cache kv")
-    if settings.refresh_every is not None and cache not in ("prefix", "dual"):
+    if settings.refresh_every is not None and cache not in ("prefix", "dual", "freecache"):
         message = f"refresh_every has no meaning for the {cache} cache"
-        raise UsageProblem("E-PARAM", message, "use the prefix or dual cache, or drop it")
+        raise UsageProblem("E-PARAM", message, "use the prefix, dual or freecache cache, or drop it")
+    if settings.cache_window is not None and cache != "freecache":
+        message = f"cache_window has no meaning for the {cache} cache"
+        raise UsageProblem("E-PARAM", message, "use the cache freecache, or drop it")
     if settings.cfg_scale and cache != "none":
         message = f"cfg_scale hides the prompt in every step, and the {cache} cache keeps it"
         raise UsageProblem("E-PARAM", message, "use the cache none, or drop it")
@@ -198,6 +238,9 @@ def resolve(
         what = "cfg_scale" if settings.cfg_scale else f"the sampler {sampler.name}"
         message = f"{what} evaluates several texts at once, which attention {attention.policy} keeps no state for"
         raise UsageProblem("E-PARAM", message, "use dense attention")
+    if sampler.drafts and layout_kind(layout).has_planes and attention.planes == "first":
+        message = f"the sampler {sampler.name} evaluates several texts at once, which reads both planes of codes"
+        raise UsageProblem("E-PARAM", message, "set planes to both, or use another sampler")
     if attention.policy == "sparsed" and stores:
         full = conventions.attention == "full"
         hint = "export with --cache none" if full else "use losa, quest, mage or flashblock"
@@ -224,6 +267,7 @@ def resolve(
         guidance=settings.cfg_scale,
         cache=cache,
         refresh_every=settings.refresh_every,
+        cache_window=FREE_WINDOW if settings.cache_window is None else settings.cache_window,
         sampling=Sampling(
             temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p or 1.0, seed=seed
         ),

@@ -34,6 +34,8 @@ class SubprocessEngine:
     again. Events come on a thread of this engine, in the order of the jobs' own."""
 
     def __init__(self, path: Path | str, device: str, options: dict[str, Any], command: Sequence[str]) -> None:
+        if options.get("guide") is not None:
+            options = options | {"guide": str(Path(options["guide"]).resolve())}
         self._opening = (str(Path(path).resolve()), {"device": device} | options)
         self._command = list(command)
         self._lock = threading.Lock()

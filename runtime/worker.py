@@ -14,7 +14,6 @@ from dlm_edge.errors import DlmEdgeError, InternalError, UsageProblem
 from dlm_edge.runtime.job import Job
 from dlm_edge.runtime.priority import lower_this_thread
 from dlm_edge.runtime.seats import Seat, Seats
-from dlm_edge.runtime.step_model import StepModel
 
 T = TypeVar("T")
 CLOSE_TIMEOUT_S = 2.0  # a run ends within a node of the graph; a callback that blocks is not waited for
@@ -30,11 +29,11 @@ class Running:
 class Worker:
     """Holds no reference to the engine, so that an engine nobody holds any more can end it.
 
-    `start(job, model)` gives an iterator that works on the job until the next good moment to work on another one.
+    `start(job, seat)` gives an iterator that works on the job until the next good moment to work on another one.
     """
 
     def __init__(
-        self, seats: Seats, start: Callable[[Job, StepModel], Iterator[None]], *, background: bool = False
+        self, seats: Seats, start: Callable[[Job, Seat], Iterator[None]], *, background: bool = False
     ) -> None:
         self.seats, self._start, self._background = seats, start, background
         self._wake = threading.Condition()
@@ -95,7 +94,7 @@ class Worker:
         """End the step that `job` is in, if it is the one whose turn it is."""
         with self._wake:
             if self._current is not None and self._current.job is job:
-                self._current.seat.model.terminate()
+                self._current.seat.terminate()
 
     def close(self, *, wait: bool = False) -> None:
         """Cancel what runs and what waits, or `wait` for it, and end the thread; again is harmless."""
@@ -142,7 +141,7 @@ class Worker:
             elif (seat := self.seats.take(work)) is None:
                 return
             else:
-                running = Running(work, seat, self._start(work, seat.model))
+                running = Running(work, seat, self._start(work, seat))
                 with self._wake:
                     self._queue.popleft()
                     self._in_flight.append(running)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dlm_edge.cli.decoding_options import decoding_options, settings_of, take_engine
+from dlm_edge.cli.decoding_options import decoding_options, open_engine, settings_of, take_engine
 from dlm_edge.cli.output import print_json, progress_line
 from dlm_edge.cli.running_job import show_text, stop_on_interrupt
 from dlm_edge.errors import DlmEdgeError, Stopped, UsageProblem
@@ -42,15 +42,14 @@ def command(bundle: str, as_json: bool, **options: Any) -> None:
 
     from pathlib import Path
 
-    from dlm_edge.artifacts import resolve_bundle
     from dlm_edge.cli.chat_commands import NAMES
     from dlm_edge.cli.conversation import Conversation
     from dlm_edge.cli.line_input import edited_lines, history_path, read_piped
-    from dlm_edge.runtime import Engine, GenerateSettings
+    from dlm_edge.runtime import GenerateSettings
 
     GenerateSettings.of(settings)  # before the bundle is opened, which takes its time
     is_typed = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
-    with Engine.open(resolve_bundle(bundle, say=progress_line), **opening) as engine:
+    with open_engine(bundle, opening) as engine:
         continued = raw or not engine.has_chat_template
         if continued and system is not None:
             raise UsageProblem("E-USAGE", "--system needs a chat template", "drop it, and --raw")

@@ -54,7 +54,7 @@ def execute(line: str, conversation: Conversation, say: Say) -> bool:
     elif name == "/set":
         setting, value = argument.split(maxsplit=1)
         conversation.set(setting, value.strip())
-        say(f"{setting} = {conversation.settings.get(setting, 'default')}")
+        say(f"{setting} = {conversation.value(setting)}")
     elif name == "/settings":
         for setting, value in conversation.settings.items():
             say(f"{setting} = {value}")

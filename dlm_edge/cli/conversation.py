@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from dlm_edge import files
+from dlm_edge.cli.sampler_options import read_assignments
 from dlm_edge.errors import InputFileError, UsageProblem
 from dlm_edge.nearest import nearest, unknown_field
+from dlm_edge.runtime.samplers import SAMPLERS
 from dlm_edge.runtime.settings import GenerateSettings
 
 if TYPE_CHECKING:
@@ -62,10 +64,9 @@ class Conversation:
         self.messages += [Turn("user", text), Turn("assistant", result.text)]
 
     def set(self, name: str, text: str) -> None:
-        """Change one setting. Raises E-PARAM: unknown name (with the nearest one), wrong type, out of range."""
+        """Change one setting, of a sampler too. Raises E-PARAM: unknown name (with the nearest one), wrong type, out of range."""
         if name not in GenerateSettings.__struct_fields__:
-            hint = nearest(name, GenerateSettings.__struct_fields__)
-            raise UsageProblem("E-PARAM", f"there is no setting {name!r}", hint)
+            return self.set_of_sampler(name, text)
         changed = {key: value for key, value in self.settings.items() if key != name}
         if text.lower() not in DEFAULT_WORDS:
             try:
@@ -75,6 +76,24 @@ class Conversation:
             changed[name] = getattr(whole, name)
         GenerateSettings.of(changed)
         self.settings = changed
+
+    def set_of_sampler(self, name: str, text: str) -> None:
+        """In sampler_options, as `--set` does; whether the chosen sampler has it, the next answer says."""
+        known = {option for sampler in SAMPLERS.values() for option in sampler.option_names}
+        if name not in known:
+            hint = nearest(name, [*GenerateSettings.__struct_fields__, *sorted(known)])
+            raise UsageProblem("E-PARAM", f"there is no setting {name!r}", hint)
+        own = {key: value for key, value in self.settings.get("sampler_options", {}).items() if key != name}
+        if text.lower() not in DEFAULT_WORDS:
+            own |= read_assignments([f"{name}={text}"])
+        changed = {key: value for key, value in self.settings.items() if key != "sampler_options"}
+        changed |= {"sampler_options": own} if own else {}
+        GenerateSettings.of(changed)
+        self.settings = changed
+
+    def value(self, name: str) -> Any:
+        """As it was set, or `default`."""
+        return self.settings.get(name, self.settings.get("sampler_options", {}).get(name, DEFAULT_WORDS[0]))
 
     def saved(self) -> SavedChat:
         return SavedChat(continued=self.continued, messages=self.messages, settings=self.settings)

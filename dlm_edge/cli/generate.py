@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dlm_edge.cli.decoding_options import decoding_options, settings_of, take_engine
-from dlm_edge.cli.output import print_json, progress_line
+from dlm_edge.cli.decoding_options import decoding_options, open_engine, settings_of, take_engine
+from dlm_edge.cli.output import print_json
 from dlm_edge.cli.running_job import show_text, stop_on_interrupt
 from dlm_edge.errors import DlmEdgeError, InputFileError, Stopped, UsageProblem
 
@@ -41,10 +41,7 @@ def command(bundle: str, as_json: bool, json_lines: bool, **options: Any) -> Non
         raise UsageProblem("E-USAGE", "--prompt-cache and --no-cache exclude each other", "give one of them")
     raw, settings = options["raw"], settings_of(options)
 
-    from dlm_edge.artifacts import resolve_bundle
-    from dlm_edge.runtime import Engine
-
-    with Engine.open(resolve_bundle(bundle, say=progress_line), **opening) as engine:
+    with open_engine(bundle, opening) as engine:
         if kept is not None:
             load_kept(engine, Path(kept))
         job = engine.submit(prompt, raw=raw, **settings)

@@ -45,10 +45,26 @@ def command(path: str, outliers: bool, calib_data: Path | None, seed: int, plot:
         q = found.quantization
         groups = f"groups of {q['group_size']}" if q["group_size"] else "one scale per output channel"
         print(f"quantization  {q['method']}, {q['bits'] or 0:g} bits, {groups}, {q['layers']} layers")
+    if found.sampler_defaults is not None:
+        print(f"defaults      {named(found.sampler_defaults)}")
+    if found.tuned is not None:
+        t = found.tuned
+        print(
+            f"tuned         {t['setting']}: agreement {t['agreement']:.3f} with static on {t['prompts']} prompts "
+            f"({t['source']}), {t['speed_ratio']:.2f} times as fast, {t['date'][:10]}"
+        )
     if found.outliers is not None:
         print(outlier_table(found.outliers))
     if plot is not None:
         print(f"plot          {plot}")
+
+
+def named(defaults: dict[str, Any]) -> str:
+    """Settings as flags have them, the sampler's own after its name."""
+    own = defaults.get("sampler_options") or {}
+    first = [defaults["sampler"]] if "sampler" in defaults else []
+    rest = {name: value for name, value in defaults.items() if name not in ("sampler", "sampler_options")} | own
+    return " ".join([*first, *(f"{name}={value}" for name, value in rest.items())]) or "those of the runtime"
 
 
 def outlier_table(profiles: list[dict[str, Any]]) -> str:

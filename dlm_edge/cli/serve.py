@@ -36,6 +36,7 @@ SWITCH_S = 0.001  # the event loop takes its turn from the model's thread five t
 @click.option("--memory-budget", metavar="SIZE", help="Of weights and caches together, such as 6GiB.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--threads", type=int, metavar="N", help="Default: one per core.")
+@click.option("--guide", metavar="BUNDLE", help="A smaller model that supervises, for requests with sampler guided.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object once requests are answered.")
 def command(bundle: str, as_json: bool, **options: Any) -> None:
     """Serve BUNDLE, an exported folder, to OpenAI's clients and to a browser.
@@ -64,6 +65,7 @@ def command(bundle: str, as_json: bool, **options: Any) -> None:
     keys, key_path = find_keys(options["key_file"], options["no_key"], served.is_loopback)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(message)s")
     folder = resolve_bundle(bundle)
+    guide = None if options["guide"] is None else resolve_bundle(options["guide"])
     with (
         listen(served.host, options["port"]) as sock,
         Engine.open(
@@ -72,6 +74,7 @@ def command(bundle: str, as_json: bool, **options: Any) -> None:
             threads=options["threads"],
             memory_budget=options["memory_budget"],
             parallel=options["parallel"],
+            guide=guide,
         ) as engine,
     ):
         host, port = sock.getsockname()[:2]

@@ -52,7 +52,7 @@ def record_steps(
         canvases.append(progress.canvas.ids.copy())
         ends.append(progress.block_end)
 
-    if sampler.needs != Needs() or sampler.drafts or sampler.border:
+    if sampler.needs != Needs() or sampler.drafts or sampler.border or sampler.texts:
         message = f"steps of the sampler {sampler.name} do not follow from the scores of masked positions alone"
         raise UsageProblem("E-PARAM", message, "compare with static or threshold")
     watched = replace(sampler, select=select)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlm_edge.runtime.request import Prompt
+from dlm_edge.runtime.samplers import SAMPLERS
 from dlm_edge.runtime.settings import GenerateSettings
 from dlm_edge.server.refusals import Refusal, bad_request
 
@@ -16,6 +17,7 @@ MAX_MESSAGES = 1000
 OWN_NAMES = {"max_new_tokens": "max_tokens", "stop": "stop", "temperature": "temperature", "top_p": "top_p"}
 OWN_NAMES |= {"seed": "seed"}  # our settings that have OpenAI's name, and are given by it
 DLM_FIELDS = tuple(name for name in GenerateSettings.__struct_fields__ if name not in OWN_NAMES)
+OF_SAMPLERS = tuple(dict.fromkeys(name for sampler in SAMPLERS.values() for name in sampler.option_names))
 # Fields for the provider's accounts and routing: a server of one model on one machine has none.
 NO_EFFECT = ("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier")
 # Fields accepted only with the values that ask for nothing.
@@ -28,13 +30,18 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "logit_bias": ({},),
-    "response_format": ({"type": "text"},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "modalities": (["text"],),
 }
 COMMON = ("model", "stream", "stream_options", "max_tokens", "temperature", "top_p", "seed", "stop", "dlm", *NO_EFFECT)
-CHAT = (*COMMON, "messages", "max_completion_tokens", *(n for n in NEUTRAL if n not in ("echo", "best_of")))
+CHAT = (
+    *COMMON,
+    "messages",
+    "max_completion_tokens",
+    "response_format",
+    *(n for n in NEUTRAL if n not in ("echo", "best_of")),
+)
 COMPLETION = (
     *COMMON,
     "prompt",
@@ -61,7 +68,8 @@ class Generation:
     @property
     def param_names(self) -> dict[str, str]:
         """The request's fields by the names of our settings."""
-        return OWN_NAMES | {name: f"dlm.{name}" for name in DLM_FIELDS}
+        of_the_sampler = {name: f"dlm.sampler_options.{name}" for name in self.settings.get("sampler_options") or ()}
+        return OWN_NAMES | {name: f"dlm.{name}" for name in DLM_FIELDS} | of_the_sampler
 
 
 def read_chat(body: Any, model: str) -> Generation:
@@ -121,8 +129,10 @@ def generation(fields: dict[str, Any], prompt: Prompt, *, is_chat: bool) -> Gene
     canvas = typed(own, "canvas", bool, False, "dlm.")
     if canvas and not stream:
         raise bad_request("the canvas is streamed: give stream: true", "dlm.canvas")
-    settings = {name: own[name] for name in DLM_FIELDS if own.get(name) is not None}
+    settings = {name: own[name] for name in DLM_FIELDS if own.get(name) is not None and name != "sampler_options"}
+    settings |= sampler_options(own)
     settings |= {name: fields[theirs] for name, theirs in OWN_NAMES.items() if theirs in fields}
+    settings |= response_format(fields, settings)
     if "suffix" in fields:
         if "suffix" in settings:
             raise bad_request("suffix and dlm.suffix are the same: give one", "suffix")
@@ -137,6 +147,41 @@ def generation(fields: dict[str, Any], prompt: Prompt, *, is_chat: bool) -> Gene
         include_usage=typed(options, "include_usage", bool, False, "stream_options."),
         canvas=canvas,
     )
+
+
+def sampler_options(own: Mapping[str, Any]) -> dict[str, Any]:
+    """Names and kinds that some sampler has; which of them the chosen one has, and their ranges, the engine says."""
+    given = typed(own, "sampler_options", dict, {}, "dlm.")
+    check_names(given, OF_SAMPLERS, "dlm.sampler_options.")
+    for name, value in given.items():
+        is_texts = isinstance(value, list) and all(isinstance(each, str) for each in value)
+        if not (value is None or is_texts or isinstance(value, bool | int | float | str)):
+            where = f"dlm.sampler_options.{name}"
+            raise bad_request(f"{where} must be a number, true, false, a text or a list of texts", where)
+    found = {name: value for name, value in given.items() if value is not None}
+    return {"sampler_options": found} if found else {}
+
+
+def response_format(fields: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a chat: any text, any JSON object, or what a schema allows; `strict` changes nothing, for it always holds."""
+    asked = typed(fields, "response_format", dict, {})
+    kind = asked.get("type", "text")
+    if kind not in ("text", "json_object", "json_schema"):
+        raise bad_request("response_format.type must be text, json_object or json_schema", "response_format.type")
+    check_names(asked, ("type", "json_schema") if kind == "json_schema" else ("type",), "response_format.")
+    if kind == "text":
+        return {}
+    if "json_schema" in settings:
+        raise bad_request("response_format and dlm.json_schema are the same: give one", "response_format")
+    if kind == "json_object":
+        return {"json_schema": {"type": "object"}}
+    wrapped = typed(asked, "json_schema", dict, {}, "response_format.")
+    where = "response_format.json_schema."
+    check_names(wrapped, ("name", "description", "schema", "strict"), where)
+    typed(wrapped, "strict", bool, True, where)
+    if not isinstance(wrapped.get("schema"), dict):
+        raise bad_request(f"{where}schema must be an object", f"{where}schema")
+    return {"json_schema": wrapped["schema"]}
 
 
 def typed(fields: Mapping[str, Any], name: str, kind: Callable[..., Any], default: Any, prefix: str = "") -> Any:

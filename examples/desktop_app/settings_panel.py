@@ -27,6 +27,7 @@ from dlm_edge.runtime.attention import POLICIES
 from dlm_edge.runtime.samplers import SAMPLERS
 from engine_bridge import Problem
 from problem_box import ProblemBox
+from sampler_fields import OWN, SHARED, as_list, check, default, has, shown
 from widgets import Choice, Tick, button, label
 
 DEFAULT = "default"  # of the bundle, or of the runtime where it names none
@@ -50,6 +51,7 @@ SECTIONS: dict[str, tuple[Field, ...]] = {
         Field("sampler", "Sampler", "Which masks turn into tokens at a step"),
         Field("threshold", "Threshold", "A mask turns into a token from this confidence on, 0 to 1"),
         Field("steps", "Steps", "Denoising steps of the whole reply"),
+        *(Field(n, n.capitalize().replace("_", " "), "Of the chosen sampler: docs/samplers.md") for n in OWN),
         Field("block_length", "Block length", "Models with full attention only: masks that are filled together"),
     ),
     "Randomness": (
@@ -65,7 +67,6 @@ SECTIONS: dict[str, tuple[Field, ...]] = {
     ),
 }
 CHOICES = {"sampler": tuple(SAMPLERS), "attention": tuple(POLICIES)}
-SAMPLER_OPTIONS = {option for sampler in SAMPLERS.values() for option in sampler.option_names}
 ATTENTION_OPTIONS = {option for policy in POLICIES.values() for option in policy.options}
 
 
@@ -111,7 +112,9 @@ class SettingsPanel(QFrame):
     def values(self) -> dict[str, Any]:
         """Keyword arguments of `generate`: only what was filled in."""
         found = {name: typed(self._text(name), name) for name in self.inputs if self._is_shown(name)}
-        return {name: value for name, value in found.items() if value != ""}
+        given = {name: value for name, value in found.items() if value != ""}
+        own = {name: as_list(given["sampler"], name, given.pop(name)) for name in OWN if name in given}
+        return given | ({"sampler_options": own} if own else {})
 
     def reset(self) -> None:
         for widget in self.inputs.values():
@@ -152,9 +155,9 @@ class SettingsPanel(QFrame):
         return widget.currentText() if widget.currentIndex() > 0 else ""
 
     def _is_shown(self, name: str) -> bool:
-        if name in SAMPLER_OPTIONS:
+        if name in (*SHARED, *OWN):
             chosen = self._text("sampler")
-            return not chosen or name in SAMPLERS[chosen].option_names
+            return has(chosen, name) if chosen else name in SHARED
         if name in ATTENTION_OPTIONS:
             return name in POLICIES[self._text("attention") or "dense"].options
         return True
@@ -164,12 +167,18 @@ class SettingsPanel(QFrame):
             return  # still being built
         for name, form in self._forms.items():
             form.setRowVisible(self.inputs[name], self._is_shown(name))
+        for name in (*SHARED, *OWN):
+            usual, line = default(self._text("sampler"), name), self.inputs[name]
+            assert isinstance(line, QLineEdit)
+            line.setPlaceholderText(DEFAULT if usual is None else shown(usual))
         if self._box is not None:
             self._box.hide()
             self._box.deleteLater()
             self._box = None
         try:
-            GenerateSettings.of(self.values())
+            values = self.values()
+            settings = GenerateSettings.of(values)
+            check(values.get("sampler", ""), settings.own_options)
         except UsageProblem as error:
             self._box = ProblemBox(Problem.of(error))
             self._problem_place.addWidget(self._box)

@@ -6,6 +6,7 @@ in the arrays that the step graph reads: the arrays stay the same objects for th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -116,16 +117,19 @@ class Layout:
         return {f"{prefix}_{name}": array for prefix, part in parts for name, array in part.empty_codes(length).items()}
 
     def append_codes(self, layer: int, start: int, arrays: Mapping[str, Array]) -> None:
-        """As `append`, from the filled arrays of `empty_codes`. Only for layouts of codes.
-
-        `start` is a multiple of the group where a scale is one of a channel.
-        """
+        """As `append`, from the filled arrays of `empty_codes`, at a multiple of `codes_multiple`. Only for layouts of codes."""
         assert start == self._ends[layer], "rows are appended where the layer ends"
         lengths = set()
         for prefix, part in self._coded(layer).items():
             lengths.add(part.append_codes(start, {name: arrays[f"{prefix}_{name}"] for name in part.empty_codes(0)}))
         (length,) = lengths
         self._ends[layer] = start + length
+
+    @property
+    def codes_multiple(self) -> int:
+        """Where codes begin that come from elsewhere: the group, where a scale is one of a channel."""
+        parts = (part for layer in self._layers for part in layer.values())
+        return math.lcm(*(part.group for part in parts if isinstance(part, ChannelGroups)))
 
     def _coded(self, layer: int) -> dict[str, TokenGroups | ChannelGroups]:
         parts = self._layers[layer].items()

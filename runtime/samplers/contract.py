@@ -6,7 +6,7 @@ the next selection of the same block. So the same scores and state give the same
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -48,6 +48,7 @@ class Needs:
     needs_filter: bool = False  # SelectState.filter
     can_edit: bool = False  # may change or hide tokens that are committed already
     full_attention: bool = False  # has no meaning where blocks are fixed by training
+    chooses_ids: bool = False  # may commit other ids than those of the scores, which a constraint has made fit together
     ends_at_stop: bool = False  # positions right of a committed stop id are not filled any more
 
 
@@ -60,6 +61,16 @@ class LeftOut:
 
 
 NOTHING_LEFT_OUT = LeftOut(NONE, np.empty(0))
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What the guide says of one drafted token, given the drafted tokens before it."""
+
+    best: int  # its own first choice
+    best_probability: float
+    probability: float  # of the drafted token
+    n_likelier: int  # tokens that it finds likelier than the drafted one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +88,9 @@ class SelectState:
     sampling: Sampling = field(default_factory=Sampling)
     memory: Any = None  # what this sampler returned in the step before; None in a block's first step
     tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # ids of the sampler's `texts`, see Sampler
+    stop_ids: tuple[int, ...] = ()
     left_out: LeftOut = NOTHING_LEFT_OUT
+    guide: Iterable[Opinion] = ()  # of each row of the scores; computed as it is walked through, once
     filter: Any = None  # weights that `dlm-edge train-filter` wrote, see learn2pd.py
 
     @property
@@ -108,9 +121,10 @@ class Sampler(Generic[Options]):
     """`select` commits at least one masked position in every step.
 
     drafts   guesses of this and the next selections, of which the first is sure; see runtime/drafting.py
-    border   end of the block that begins with `span`, chosen from the first scores over the window that it may fill
+    border   end of the block that begins with `span`, chosen from the first scores over `span`, the window that it may
+             fill; `block` of the state is then the usual one there
     window   positions from which `border` chooses: (options, gen_len, block_length) -> at most so many
-    spans    the sub-blocks of a block, filled left to right; None: those of the family
+    spans    the sub-blocks of a block, filled left to right; None, also as its answer: those of the family
     texts    options that hold texts, and what SelectState.tokens has of them: "containing", the ids of all tokens that
              contain one of several, or "marker", the ids that one is written with
     max_steps  selections in a span of n masks, for samplers that can edit; others never need more than n
@@ -124,7 +138,7 @@ class Sampler(Generic[Options]):
     drafts: Callable[[Scores, SelectState, Options], list[Commits]] | None = None
     border: Callable[[Scores, SelectState, Options], int] | None = None
     window: Callable[[Options, int, int], int] | None = None
-    spans: Callable[[SelectState, Options], Sequence[tuple[int, int]]] | None = None
+    spans: Callable[[SelectState, Options], Sequence[tuple[int, int]] | None] | None = None
     texts: Mapping[str, Literal["containing", "marker"]] = field(default_factory=dict)
     max_steps: Callable[[int, Options], int] | None = None
     polishes: Callable[[SelectState, Options], bool] | None = None

@@ -67,10 +67,25 @@ def test_a_setting_is_typed_checked_and_taken_back(conversation):
     assert "stop" not in conversation.settings
 
 
+def test_settings_of_a_sampler_are_set_and_taken_back():
+    conversation = Conversation(continued=False, settings={"sampler_options": {"rule": "each"}})
+    lines = []
+    execute("/set sampler eb", conversation, lines.append)
+    execute("/set gamma 0.3", conversation, lines.append)
+    assert conversation.settings == {"sampler": "eb", "sampler_options": {"rule": "each", "gamma": 0.3}}
+    execute("/set rule default", conversation, lines.append)
+    assert conversation.settings["sampler_options"] == {"gamma": 0.3}
+    execute("/set gamma default", conversation, lines.append)
+    assert conversation.settings == {"sampler": "eb"}
+    assert lines == ["sampler = eb", "gamma = 0.3", "rule = default", "gamma = default"]
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
         ("/set temprature 1", "did you mean temperature"),
+        ("/set gama 1", "did you mean gamma"),
+        ("/set gamma {}", "no value"),
         ("/set temperature warm", "temperature 'warm'"),
         ("/set temperature -1", "temperature is -1"),
         ("/set top_k 5", "temperature"),

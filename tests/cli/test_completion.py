@@ -72,6 +72,7 @@ def program(tmp_path):
         ("dlm-edge gen", "generate"),
         ("dlm-edge generate bundle --max-new", "--max-new-tokens"),
         ("dlm-edge completion fi", "fish"),
+        ("dlm-edge generate bundle --sampler hier", "hierarchical"),
     ],
 )
 def test_bash_completes(script, program, words, expected):

@@ -28,7 +28,7 @@ def examples(page):
     return importlib.import_module("doc_examples").examples(page)
 
 
-@pytest.mark.parametrize("name", ["write_flags", "write_troubleshooting", "write_models"])
+@pytest.mark.parametrize("name", ["write_flags", "write_troubleshooting", "write_models", "write_samplers"])
 def test_generated_pages_are_up_to_date(name, capsys):
     assert importlib.import_module(name).main(["--check"]) == 0, capsys.readouterr().err
 
@@ -74,7 +74,7 @@ def test_verbs_and_flags_in_examples_exist(page):
 
 def test_the_readme_leads_to_every_task():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in ("install", "first_run", "quantize", "export", "models", "troubleshooting", "flags"):
+    for name in ("install", "first_run", "quantize", "export", "models", "samplers", "troubleshooting", "flags"):
         assert f"docs/{name}.md" in text, name
 
 

@@ -191,6 +191,29 @@ def test_settings_that_cannot_be_are_said_at_once(opened):
     assert opened.settings.values() == {"temperature": 0.5, "sampler": "static", "attention": "quest"}
 
 
+def visible_settings(panel):
+    return {name for name, form in panel._forms.items() if form.isRowVisible(panel.inputs[name])}
+
+
+def test_a_sampler_brings_its_own_settings(opened):
+    from dlm_edge.runtime.samplers import SAMPLERS
+
+    panel = opened.settings
+    always = visible_settings(panel) - {"threshold", "steps"}
+    for name, sampler in SAMPLERS.items():
+        fill(opened, {"sampler": name})
+        assert visible_settings(panel) - always == set(sampler.option_names), name
+        assert panel.problem is None and panel.values() == {"sampler": name}
+    fill(opened, {"sampler": "eb", "gamma": "0.3"})
+    assert panel.inputs["rule"].placeholderText() == "sum"
+    assert panel.values() == {"sampler": "eb", "sampler_options": {"gamma": 0.3}} and panel.problem is None
+    fill(opened, {"gamma": "-1"})
+    assert panel.problem.code == "E-PARAM" and "gamma" in panel.problem.message
+    fill(opened, {"sampler": "adablock", "delimiters": "."})
+    assert panel.values() == {"sampler": "adablock", "sampler_options": {"delimiters": (".",)}}
+    assert panel.problem is None  # gamma is none of its settings
+
+
 def test_what_the_engine_refuses_is_shown_and_the_prompt_put_back(opened, wait):
     from problem_box import ProblemBox
 
@@ -202,8 +225,9 @@ def test_what_the_engine_refuses_is_shown_and_the_prompt_put_back(opened, wait):
 
 def test_every_setting_of_the_panel_is_one_of_the_engine(opened):
     from dlm_edge.runtime import GenerateSettings
+    from sampler_fields import OWN
 
-    assert set(opened.settings.inputs) <= set(GenerateSettings.__struct_fields__)
+    assert set(opened.settings.inputs) <= {*GenerateSettings.__struct_fields__, *OWN}
     assert all(widget.accessibleName() for widget in opened.settings.inputs.values())
 
 

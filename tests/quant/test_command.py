@@ -86,3 +86,10 @@ def test_help_does_not_import_torch():
     found = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     assert "--group-size" in found.stdout
+
+
+def test_an_existing_output_is_refused_before_any_work(capsys, source, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("x")
+    code, _, err = run(capsys, source, "-o", str(tmp_path / "out"), "--method", "gptq", "--bits", "4")
+    assert code == 2 and "E-EXISTS" in err and "states" not in err

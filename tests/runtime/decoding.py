@@ -9,9 +9,8 @@ from dlm_edge.runtime.scores import Sampling
 from tests.runtime.toy import ToyModel
 
 
-def decode(conventions, prompt, *, model=None, sampler="static", gen_len=19, sampling=None, on_step=None, **settings):
-    """(tokens, stats) of one request; block lengths and stop ids are the family's unless given. A sampler is given those
-    of the settings that it has."""
+def settings_of(conventions, *, sampler="static", gen_len=19, sampling=None, **settings):
+    """Block lengths and stop ids are the family's unless given. A sampler is given those of the settings that it has."""
     values = {
         "gen_len": gen_len,
         "block_length": conventions.block_length,
@@ -26,8 +25,14 @@ def decode(conventions, prompt, *, model=None, sampler="static", gen_len=19, sam
     values["options"] = chosen.options(**own)
     if "block_length" in settings and "sub_block_length" not in settings:
         values["sub_block_length"] = settings["block_length"]
+    return DecodeSettings(**values)
+
+
+def decode(conventions, prompt, *, model=None, sampler="static", on_step=None, guide=None, **settings):
+    """(tokens, stats) of one request."""
     watch = on_step or (lambda progress: None)
-    return denoise(model or ToyModel(), conventions, prompt, DecodeSettings(**values), chosen, watch)
+    chosen, values = SAMPLERS[sampler], settings_of(conventions, sampler=sampler, **settings)
+    return denoise(model or ToyModel(), conventions, prompt, values, chosen, watch, guide=guide)
 
 
 def prompt_of(length, start=0):

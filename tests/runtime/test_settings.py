@@ -5,6 +5,8 @@ import math
 import pytest
 
 from dlm_edge.errors import InputFileError, UsageProblem
+from dlm_edge.runtime.accepted import accepted
+from dlm_edge.runtime.samplers import SAMPLERS
 from dlm_edge.runtime.settings import GenerateSettings, resolve, with_bundle_defaults
 from tests.runtime.toy import EOS, make_conventions
 
@@ -40,6 +42,31 @@ def test_unknown_name_gets_the_nearest(given, meant):
     assert meant in error.value.hint
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "takes"),
+    [
+        ("max_new_tokens", "8", "a whole number"),
+        ("stop_at_eos", 1, "true or false"),
+        ("stop", (1,), "a list of texts or a text"),
+        ("fixed", {"a": 1}, "an object"),
+        ("sampler_options", {"gamma": None}, "each takes a number, true, false, a text or a list of texts"),
+        ("sampler_options", 5, "an object"),
+        ("suffix", 5.5, "a list of whole numbers"),
+    ],
+)
+def test_a_wrong_kind_is_told_in_words(name, value, takes):
+    with pytest.raises(UsageProblem) as error:
+        GenerateSettings.of({"max_new_tokens": 5, name: value})
+    assert error.value.message.startswith(f"{name} is ") and takes in error.value.hint
+
+
+def test_every_setting_says_what_it_takes_in_words():
+    for struct in (GenerateSettings, *(sampler.options for sampler in SAMPLERS.values())):
+        for name in struct.__struct_fields__:
+            words = accepted(struct, name)
+            assert words and "Type" not in words and "|" not in words, name
+
+
 def resolved(family="block", defaults=None, **values):
     settings = with_bundle_defaults(GenerateSettings.of(values), defaults or {})
     return settings.sampler, resolve(settings, make_conventions(family, 8, 4), room=500)
@@ -60,7 +87,17 @@ def test_bundle_defaults_fill_only_what_is_open():
     assert (sampler, decode.gen_len) == ("static", 50)
 
 
-@pytest.mark.parametrize("defaults", [{"thresh": 1}, {"sampler": "magic"}])
+@pytest.mark.parametrize("own", [{"threshold": 0.7}, {"sampler_options": {"threshold": 0.7}}])
+@pytest.mark.parametrize("stated", [{"threshold": 0.8}, {"sampler_options": {"threshold": 0.8}}])
+def test_one_setting_has_two_names_and_the_callers_wins(own, stated):
+    defaults = {"sampler": "threshold"} | stated
+    assert resolved(defaults=defaults)[1].options.threshold == 0.8
+    assert resolved(defaults=defaults, **own)[1].options.threshold == 0.7
+
+
+@pytest.mark.parametrize(
+    "defaults", [{"thresh": 1}, {"sampler": "magic"}, {"sampler": ["static"]}, {"sampler_options": 5}]
+)
 def test_strange_bundle_defaults_are_refused(defaults):
     with pytest.raises(InputFileError) as error:
         resolved(defaults=defaults)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,15 @@ def test_results_are_those_of_the_engine(folder, remote):
         assert remote.encode("some words") == engine.encode("some words")
         assert remote.spec == engine.spec and remote.device == "cpu" and remote.keeps_prompts == engine.keeps_prompts
     assert remote.stats().running == 0 and remote.process_id != os.getpid()
+
+
+def test_a_guide_comes_along(folder):
+    settings = {"sampler": "guided", "sampler_options": {"rule": "deterministic"}, "max_new_tokens": 16}
+    with Engine.open(folder, threads=1, guide=folder) as engine:
+        expected = engine.generate("some words", **settings)
+    with SubprocessEngine.open(folder, threads=1, guide=Path(folder)) as engine:
+        found = engine.generate("some words", **settings)
+    assert found.token_ids == expected.token_ids and found.guide_passes == expected.guide_passes > 0
 
 
 def test_a_stream_is_complete(remote):

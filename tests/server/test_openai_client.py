@@ -104,11 +104,20 @@ def test_a_stop_string_is_a_finish(client, expected):
         ({"n": 3}, "unsupported_value", "n"),
         ({"extra_body": {"dlm": {"steps": 0}}}, "E-PARAM", "dlm.steps"),
         ({"extra_body": {"dlm": {"attention": "quset"}}}, "E-PARAM", "dlm.attention"),
-        ({"extra_body": {"dlm": {"budget": 1.5}}}, "E-PARAM", None),
+        ({"extra_body": {"dlm": {"budget": 1.5}}}, "E-PARAM", "dlm.budget"),
+        ({"extra_body": {"dlm": {"cfg_scale": -1}}}, "E-PARAM", "dlm.cfg_scale"),
+        ({"extra_body": {"dlm": {"cfg_scale": "much"}}}, "E-PARAM", "dlm.cfg_scale"),
+        ({"extra_body": {"dlm": {"sampler": "treshold"}}}, "E-PARAM", "dlm.sampler"),
+        (
+            {"extra_body": {"dlm": {"sampler": "eb", "sampler_options": {"gamma": -1}}}},
+            "E-PARAM",
+            "dlm.sampler_options.gamma",
+        ),
         ({"extra_body": {"dlm": {"fixed": {"0": 10**9}}}}, "E-PROMPT", None),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "E-PROMPT", None),
         ({"stop": [""]}, "E-PARAM", None),
         ({"stream": True, "max_tokens": 0}, "E-PARAM", "max_tokens"),
+        ({"extra_body": {"dlm": {"sampler_options": {"gamma": 1}}}}, "E-PARAM", "dlm.sampler_options.gamma"),
     ],
 )
 def test_what_the_engine_refuses_is_400(client, options, code, param):

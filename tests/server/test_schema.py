@@ -36,6 +36,17 @@ def test_openais_names_become_ours():
     assert chat(dlm={"fixed": {"3": 17}}).settings == {"fixed": {3: 17}}
 
 
+def test_a_samplers_own_settings_are_passed_on():
+    own = {"sampler": "eb", "sampler_options": {"gamma": 0.3, "rule": "each", "threshold": None}, "cfg_scale": 1.5}
+    asked = chat(dlm=own)
+    assert asked.settings == own | {"sampler_options": {"gamma": 0.3, "rule": "each"}}
+    assert (
+        asked.param_names["gamma"] == "dlm.sampler_options.gamma" and asked.param_names["cfg_scale"] == "dlm.cfg_scale"
+    )
+    texts = {"sampler_options": {"delimiters": ["a", "b"]}}
+    assert chat(dlm=texts).settings == texts and chat(dlm={"sampler_options": {}}) == chat()
+
+
 @pytest.mark.parametrize("name", NO_EFFECT)
 def test_what_has_no_effect_has_none(name):
     assert chat(**{name: "x"}) == chat()
@@ -56,7 +67,6 @@ def test_null_and_neutral_values_are_absent():
         ({"top_logprobs": 5}, "top_logprobs"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"tools": [{}]}, "tools"),
     ],
 )
@@ -72,6 +82,11 @@ def test_what_we_do_not_have_is_refused(fields, param):
         ({"temprature": 5}, "temprature", "did you mean temperature?"),
         ({"dlm": {"threshhold": 1}}, "dlm.threshhold", "did you mean dlm.threshold?"),
         ({"dlm": {"seed": 1}}, "dlm.seed", ""),
+        (
+            {"dlm": {"sampler_options": {"gama": 1}}},
+            "dlm.sampler_options.gama",
+            "did you mean dlm.sampler_options.gamma?",
+        ),
         ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage", "include_usage"),
         ({"echo": False}, "echo", ""),
         ({"messages": [{"role": "user", "content": "x", "nme": "y"}]}, "messages[0].nme", ""),
@@ -99,6 +114,9 @@ def test_unknown_fields_are_named_with_the_nearest(fields, param, advice):
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"dlm": []}, "dlm"),
         ({"dlm": {"canvas": True}}, "dlm.canvas"),
+        ({"dlm": {"sampler_options": [1]}}, "dlm.sampler_options"),
+        ({"dlm": {"sampler_options": {"gamma": {}}}}, "dlm.sampler_options.gamma"),
+        ({"dlm": {"sampler_options": {"delimiters": ["a", 1]}}}, "dlm.sampler_options.delimiters"),
         ({"dlm": {"fixed": {"-1": 5}}}, "dlm.fixed"),
         ({"max_tokens": 5, "max_completion_tokens": 5}, "max_completion_tokens"),
     ],
@@ -106,6 +124,42 @@ def test_unknown_fields_are_named_with_the_nearest(fields, param, advice):
 def test_wrong_values_are_named(fields, param):
     refusal = refused(chat, **fields)
     assert (refusal.status, refusal.param) == (400, param)
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "schema"),
+    [
+        ({"type": "json_object"}, {"type": "object"}),
+        ({"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}, SCHEMA),
+        ({"type": "json_schema", "json_schema": {"schema": SCHEMA, "description": "y"}}, SCHEMA),
+    ],
+)
+def test_a_response_format_becomes_a_schema(asked, schema):
+    assert chat(response_format=asked).settings == {"json_schema": schema}
+    assert chat(dlm={"regex": "a+"}).settings == {"regex": "a+"}
+    assert completion(dlm={"json_schema": schema}).settings == {"json_schema": schema}
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"type": "xml"}, "response_format.type"),
+        ([], "response_format"),
+        ({"type": "json_object", "schema": {}}, "response_format.schema"),
+        ({"type": "json_schema"}, "response_format.json_schema.schema"),
+        ({"type": "json_schema", "json_schema": {"schema": "{}"}}, "response_format.json_schema.schema"),
+        ({"type": "json_schema", "json_schema": {"schema": {}, "strict": "yes"}}, "response_format.json_schema.strict"),
+        ({"type": "json_schema", "json_schema": {"schema": {}, "strct": True}}, "response_format.json_schema.strct"),
+    ],
+)
+def test_a_response_format_that_is_no_such_thing_is_refused(asked, param):
+    refusal = refused(chat, response_format=asked)
+    assert (refusal.status, refusal.param) == (400, param)
+    assert refused(chat, response_format={"type": "json_object"}, dlm={"json_schema": {}}).param == "response_format"
+    assert refused(completion, response_format={"type": "json_object"}).param == "response_format"
 
 
 @pytest.mark.parametrize("prompt", [None, [], ["a", "b"], [[1], [2]], [1, "a"], {}, 5])

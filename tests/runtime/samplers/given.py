@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dlm_edge.runtime.blocks import Canvas
+from dlm_edge.runtime.learned_filter import Filter
 from dlm_edge.runtime.samplers import SAMPLERS, SelectState
 from dlm_edge.runtime.scores import Scores
 
@@ -33,6 +34,13 @@ def state_of(n_masked=4, **changes):
         "canvas": Canvas(range(1, FIRST + 1), n_masked, end, mask_id=99),
     }
     return SelectState(**(values | changes))
+
+
+def threshold_filter(block_length, at=0.5, sharpness=1000.0):
+    """A filter that looks at each slot alone: above 0.5 where its confidence is above `at`."""
+    eye = np.eye(block_length, dtype=np.float32)
+    bias = np.full(block_length, -sharpness * at, np.float32)
+    return Filter(eye, np.zeros(block_length, np.float32), np.float32(sharpness) * eye, bias)
 
 
 def select(sampler, scores, state=None, **options):
