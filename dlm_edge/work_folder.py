@@ -35,6 +35,7 @@ from dlm_edge.journal import (
 from dlm_edge.output_lock import only_writer
 from dlm_edge.quantized import RECORD_NAME
 
+WAIT = "wait for it, or choose another folder"
 CONVERSION_NAME = "dlm_edge_conversion.json"  # what `convert` leaves in a folder of another tool's format
 
 
@@ -67,7 +68,7 @@ class WorkFolder:
             out = out.resolve()
         path = out.with_name(out.name + ".partial")
         files.make_folder(out.parent)
-        with only_writer(out, "wait for it, or choose another folder"):
+        with only_writer(out, WAIT):
             recover(out)
             check_startable(out, resume=resume, restart=restart or discard_unfinished, replaces=restart)
             if (restart or discard_unfinished) and path.exists():
@@ -136,8 +137,14 @@ def discard(path: Path, out: Path) -> None:
         files.calls.rmtree(discarded_path(out))
 
 
+def check_at_once(out: Path, *, restart: bool) -> None:
+    """Raise what `WorkFolder.open` would without `resume`: before work that takes its time, not after it."""
+    with only_writer(out.resolve(), WAIT):
+        check_startable(out.resolve(), resume=False, restart=restart)
+
+
 def check_startable(out: Path, *, resume: bool, restart: bool, replaces: bool | None = None) -> None:
-    """Raise E-EXISTS or E-RESUME where a run could not begin: cheap, so that it is asked before work that is not.
+    """Raise E-EXISTS or E-RESUME where a run could not begin.
 
     `restart` discards an unfinished run, `replaces` an existing output; the same unless given."""
     path = out.with_name(out.name + ".partial")

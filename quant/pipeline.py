@@ -27,7 +27,7 @@ from dlm_edge.quant.resources import check_resources, finished_bytes
 from dlm_edge.quant.time_estimate import estimate_seconds
 from dlm_edge.quant.tuning import TuningConfig
 from dlm_edge.quantized import LayerRecord
-from dlm_edge.work_folder import WorkFolder, check_startable
+from dlm_edge.work_folder import WorkFolder, check_at_once
 
 SETTINGS_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
@@ -55,7 +55,7 @@ def quantize(
     started, say = time.perf_counter(), progress or (lambda _: None)
     source, out = open_checkpoint(model), Path(out)
     if not resume:  # what a kill may have left there is mended first, under the lock
-        check_startable(out.resolve(), resume=False, restart=restart)
+        check_at_once(out, restart=restart)
     plan = make_plan(source, options)
     check_resources(plan, options, out, finished_bytes=finished_bytes(out) if resume else 0)
     calibrated = calibrate(plan, options) if plan.state_tokens else None

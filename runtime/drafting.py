@@ -24,7 +24,7 @@ class DraftFiller(BlockFiller):
         if not n_masked:
             return
         n_steps = n_masked if span.n_steps is None else min(span.n_steps, n_masked)
-        scores, state = self.predict(span)[0], self.state(0, n_masked, n_steps, span)
+        scores, state = self.predict(span), self.state(0, n_masked, n_steps, span)
         said = self.sampler.select(scores, state, self.settings.options)
         while True:
             chain = self.drafted(scores, state)
@@ -72,7 +72,7 @@ class DraftFiller(BlockFiller):
     def next_scores(self, span: Span, rows: Sequence[Row] | None) -> Scores:
         """Of the canvas as it is now; from `rows` where it was evaluated."""
         if rows is None:
-            return self.predict(span)[0]
+            return self.predict(span)
         self.predictor.cache.skip(1)
         return self.predictor.reduce(rows, self.asked(span), self.stats.steps)
 

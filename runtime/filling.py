@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from dlm_edge.runtime.blocks import Block, Span
 from dlm_edge.runtime.decode_settings import DecodeSettings, Stats
 from dlm_edge.runtime.guide import Guide
 from dlm_edge.runtime.predicting import Predictor
-from dlm_edge.runtime.samplers.contract import NOTHING_LEFT_OUT, Commits, LeftOut, Sampler, SelectState
+from dlm_edge.runtime.samplers.contract import Commits, LeftOut, Sampler, SelectState
 from dlm_edge.runtime.scores import Scores
 
 Positions = NDArray[np.int64]
@@ -80,9 +81,9 @@ class BlockFiller:
             has_masks = bool(self.asked(span).size)
             if not has_masks and not (self.sampler.polishes and self.sampler.polishes(state, self.settings.options)):
                 return
-            scores, left_out = self.predict(span)
+            scores = self.predict(span)
             opinions = () if self.guide is None else self.guide.opinions(scores, self.stats.steps)
-            state = replace(state, left_out=left_out, guide=opinions)
+            state = replace(state, left_out=partial(self.left_out, span), guide=opinions)
             commits = self.sampler.select(scores, state, self.settings.options)
             self.apply(commits, scores)
             if not has_masks and not commits.positions.size:
@@ -99,20 +100,21 @@ class BlockFiller:
         stops = written[np.isin(self.canvas.ids[written], self.settings.stop_ids)]
         return positions[positions < stops[0]] if stops.size else positions
 
-    def predict(self, span: Span) -> tuple[Scores, LeftOut]:
+    def left_out(self, span: Span) -> LeftOut:
+        assert self.sampler.needs.needs_left_out, f"{self.sampler.name} does not say that it needs left_out"
+        return self.predictor.left_out(self.canvas.generated(span.start, span.end), self.stats.steps)
+
+    def predict(self, span: Span) -> Scores:
         needs, positions, number = self.sampler.needs, self.asked(span), self.stats.steps
         if self.first is not None:
             known, self.first = self.first, None
-            return known.of(positions), NOTHING_LEFT_OUT
-        generated = self.canvas.generated(self.block.start, self.block.end)
-        if needs.needs_left_out:
-            return self.predictor.scores_and_left_out(positions, generated, number)
+            return known.of(positions)
         if needs.needs_placed:
-            positions = np.union1d(positions, generated)
+            positions = np.union1d(positions, self.canvas.generated(self.block.start, self.block.end))
         if needs.needs_whole_text:
             reach = self.predictor.cache.step_window.end
             positions = np.union1d(positions, self.canvas.masked(self.block.start, reach))
-        return self.predictor.scores(positions, number), NOTHING_LEFT_OUT
+        return self.predictor.scores(positions, number)
 
     def state(self, step: int, n_masked: int, n_steps: int, span: Span) -> SelectState:
         return SelectState(

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlm_edge.runtime.cache import Cache, CountedModel
-from dlm_edge.runtime.samplers.contract import NOTHING_LEFT_OUT, LeftOut
+from dlm_edge.runtime.samplers.contract import LeftOut
 from dlm_edge.runtime.scores import Row, ScoreReducer, Scores
 
 Positions = NDArray[np.int64]
-AT_ONCE = 8192  # positions of all fillings together that one pass for left-out tokens takes
+AT_ONCE = 8192  # positions of all fillings together that one pass over many of them takes
 
 
 class Reducer(Protocol):
@@ -52,28 +52,16 @@ class Predictor:
         """Of logits on what the canvas holds now."""
         return self.reducer.reduce(rows, positions, number)
 
-    def scores_and_left_out(self, positions: Positions, placed: Positions, number: int) -> tuple[Scores, LeftOut]:
-        """Scores of `positions`, and how likely the tokens at `placed` are where each of them alone is hidden."""
-        if not placed.size:
-            return self.scores(positions, number), NOTHING_LEFT_OUT
-        window = self.cache.step_window
+    def left_out(self, placed: Positions, number: int) -> LeftOut:
+        """How likely the tokens at `placed` are where each of them alone is hidden. Rows of logits given before are lost."""
+        window, probabilities = self.cache.step_window, list[float]()
         at_once = max(AT_ONCE // (window.end - window.start), 1)
-        if self.cache.until_refresh == 0:
-            scores, probabilities, rest = self.scores(positions, number), [], placed
-        else:
+        for at in range(0, len(placed), at_once):
             self.check_cancelled()
-            self.cache.skip(1)
-            first, rest = placed[: at_once - 1], placed[at_once - 1 :]
-            asked = [positions, *(np.array([at]) for at in first)]
-            rows, *others = self.rows_of_fillings([self.canvas.ids, *self.without_each(first)], asked)
-            probabilities = self.probabilities(others, first, number)
-            scores = self.reduce(rows, positions, number)
-        for at in range(0, len(rest), at_once):
-            self.check_cancelled()
-            some = rest[at : at + at_once]
-            others = self.rows_of_fillings(self.without_each(some), [np.array([each]) for each in some])
-            probabilities += self.probabilities(others, some, number)
-        return scores, LeftOut(placed, np.array(probabilities))
+            some = placed[at : at + at_once]
+            rows = self.rows_of_fillings(self.without_each(some), [np.array([each]) for each in some])
+            probabilities += self.probabilities(rows, some, number)
+        return LeftOut(placed, np.array(probabilities))
 
     def without_each(self, placed: Positions) -> list[NDArray[np.int64]]:
         fillings = np.tile(self.canvas.ids, (len(placed), 1))

@@ -32,9 +32,7 @@ class Worker:
     `start(job, seat)` gives an iterator that works on the job until the next good moment to work on another one.
     """
 
-    def __init__(
-        self, seats: Seats, start: Callable[[Job, Seat], Iterator[None]], *, background: bool = False
-    ) -> None:
+    def __init__(self, seats: Seats, start: Callable[[Job, Seat], Iterator[None]], *, background: bool = False) -> None:
         self.seats, self._start, self._background = seats, start, background
         self._wake = threading.Condition()
         self._queue: deque[Job | Callable[[], None]] = deque()

@@ -54,7 +54,7 @@ class Needs:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """Tokens generated in this block, and how likely each is where it alone is hidden."""
+    """Tokens generated in this (sub-)block, and how likely each is where it alone is hidden."""
 
     positions: Positions  # [n] absolute, ascending
     probability: NDArray[np.float64]  # [n]
@@ -89,7 +89,7 @@ class SelectState:
     memory: Any = None  # what this sampler returned in the step before; None in a block's first step
     tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # ids of the sampler's `texts`, see Sampler
     stop_ids: tuple[int, ...] = ()
-    left_out: LeftOut = NOTHING_LEFT_OUT
+    left_out: Callable[[], LeftOut] = lambda: NOTHING_LEFT_OUT  # of the span's tokens; computed when it is called
     guide: Iterable[Opinion] = ()  # of each row of the scores; computed as it is walked through, once
     filter: Any = None  # weights that `dlm-edge train-filter` wrote, see learn2pd.py
 

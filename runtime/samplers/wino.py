@@ -7,9 +7,10 @@ than the step before committed.
 
 The published code appends a shadow block of masks, each of which sees all slots but its own. A slot's own token still
 reaches its shadow there through what the other slots computed from it. Here every token is hidden by itself, so its
-probability is exactly the one given all others; that takes one more text per generated token of the block, all in one
-pass where the model takes several texts at once. It is affordable where reading the weights takes the time, or where
-blocks are short, and dear otherwise. In a (sub-)block's first step nothing is taken back, whatever stands in the block.
+probability is exactly the one given all others; a step that may take something back then computes one more text per
+generated token of the (sub-)block, all in one pass where the model takes several texts at once. That is affordable where
+reading the weights takes the time, or where blocks are short, and dear otherwise. In a (sub-)block's first step nothing
+is taken back, whatever stands in the block.
 
 It ends: with a(t) commits and r(t) <= a(t - 1) - 1 taken back, r(1) = 0, at least a(T) + T - 1 more slots are filled
 after step T than at the start. So there are no more steps than masks.
@@ -59,9 +60,10 @@ def select(scores: Scores, state: SelectState, options: Options) -> Commits:
 
 
 def taken_back(state: SelectState, options: Options, at_most: int) -> Positions:
-    left_out, (start, end) = state.left_out, state.span
-    doubtful = (left_out.probability < options.threshold_back) & (left_out.positions >= start)
-    rows = np.flatnonzero(doubtful & (left_out.positions < end))
+    if not options.threshold_back:
+        return NONE
+    left_out = state.left_out()
+    rows = np.flatnonzero(left_out.probability < options.threshold_back)
     order = np.lexsort((left_out.positions[rows], left_out.probability[rows]))
     hidden: Positions = np.sort(left_out.positions[rows[order[:at_most]]])
     return hidden

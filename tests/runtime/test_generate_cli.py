@@ -19,7 +19,7 @@ from tests.runtime.test_engine import GatedModel
 KEYS = {
     "text", "token_ids", "prompt_tokens", "new_tokens", "stop_reason", "steps", "forward_passes", "steps_per_token",
     "prefill_seconds", "prefill_passes", "reused_tokens", "seconds", "effective_tokens_per_s", "blocks", "density",
-    "active_rows", "pages_read", "seed",
+    "active_rows", "pages_read", "seed", "guide_passes",
 }  # fmt: skip
 
 

@@ -15,7 +15,11 @@ from tests.runtime.toy import EOS, FAMILIES, ToyModel, make_conventions, mix, pa
 BLOCK = 8
 LENGTHS = [0, 1, 5, BLOCK - 1, BLOCK]
 CACHES = {
-    "full": [("none", None), ("freecache", None), *((cache, every) for cache in ("prefix", "dual") for every in (None, 1, 2, 3))],
+    "full": [
+        ("none", None),
+        ("freecache", None),
+        *((cache, every) for cache in ("prefix", "dual") for every in (None, 1, 2, 3)),
+    ],
     "block": [("none", None), ("block", None)],
 }
 CASES = [

@@ -31,7 +31,9 @@ def test_with_all_tokens_the_mix_is_the_papers_formula(temperature):
         p /= p.sum()
         a = -sum(x * np.log(x) for x in p if x > 0) / np.log(VOCAB - 1)
         ids, weights = mix(logits, MASK, Options(temperature=temperature, top_k=1024))
-        np.testing.assert_allclose(weights @ embeddings[ids], (1 - a) * embeddings[MASK] + a * p @ embeddings, atol=1e-6)
+        np.testing.assert_allclose(
+            weights @ embeddings[ids], (1 - a) * embeddings[MASK] + a * p @ embeddings, atol=1e-6
+        )
 
 
 def test_few_tokens_keep_the_shares_of_mask_and_prediction():

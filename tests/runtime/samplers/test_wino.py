@@ -17,10 +17,8 @@ WINO = SAMPLERS["wino"]
 def chosen(confidence, *, step=1, before=30, left_out=None, **options):
     """(committed, hidden) offsets; `left_out` lists probabilities of tokens that stand behind the masks."""
     n = len(confidence)
-    placed = FIRST + n + np.arange(len(left_out or ()))
-    state = state_of(
-        n, step=step, memory=before, span=(FIRST, FIRST + 100), left_out=LeftOut(placed, np.array(left_out or ()))
-    )
+    known = LeftOut(FIRST + n + np.arange(len(left_out or ())), np.array(left_out or ()))
+    state = state_of(n, step=step, memory=before, span=(FIRST, FIRST + 100), left_out=lambda: known)
     commits = WINO.select(scores_of(confidence), state, WINO.options(**options))
     assert commits.memory == len(commits.positions)
     return (commits.positions - FIRST).tolist(), (commits.hidden - FIRST).tolist()
@@ -43,12 +41,6 @@ def test_what_is_taken_back():
     assert chosen(two, left_out=[0.1], step=0)[1] == []
     assert chosen([0.9, 0.2], left_out=[0.1])[1] == []  # only where more than one is committed
     assert chosen(two, left_out=[0.1], threshold_back=0.0)[1] == []
-
-
-def test_only_tokens_of_its_own_span_are_taken_back():
-    left_out = LeftOut(np.array([FIRST - 1, FIRST + 3, FIRST + 4]), np.array([0.1, 0.1, 0.1]))
-    state = state_of(2, step=1, memory=9, span=(FIRST, FIRST + 4), left_out=left_out)
-    assert WINO.select(scores_of([0.9, 0.9]), state, WINO.options()).hidden.tolist() == [FIRST + 3]
 
 
 @pytest.mark.parametrize(("family", "length", "cache"), CASES)
@@ -96,17 +88,25 @@ def test_it_takes_back_and_ends_within_the_masks(family, length, cache, batched)
 
 
 @pytest.mark.parametrize("batched", [True, False])
-def test_a_step_is_one_pass_where_texts_are_batched(batched):
-    model, placed = ToyModel(3, forbid=[EOS], sharpness=20.0), []
-    model.batches_copies = batched
+def test_what_taking_back_costs(batched):
+    """One pass for all tokens of the block where texts are batched, and only in steps that may take something back."""
+    copies = []
 
-    def watch(progress):
-        placed.append(len(progress.canvas.generated(progress.block_end - BLOCK, progress.block_end)))
+    class Watched(ToyModel):
+        batches_copies = batched
 
-    settings = {"threshold": 0.2, "threshold_back": 0.99, "gen_len": BLOCK, "on_step": watch}
-    _, stats = decode(make_conventions("full", BLOCK), prompt_of(4), model=model, sampler="wino", **settings)
-    assert stats.steps >= 3
-    assert stats.forward_passes == stats.steps + (0 if batched else sum(placed[: stats.steps - 1]))
+        def run_copies(self, given, *args):
+            copies.append(len(given))
+            return super().run_copies(given, *args)
+
+    model, settings = Watched(3, forbid=[EOS], sharpness=20.0), {"threshold": 0.2, "gen_len": BLOCK}
+    decode_with = {"model": model, "sampler": "wino"} | settings
+    _, stats = decode(make_conventions("full", BLOCK), prompt_of(4), threshold_back=0.99, **decode_with)
+    assert 0 < len(copies) < stats.steps - 1 and all(2 <= n < BLOCK for n in copies)
+    assert stats.forward_passes == stats.steps + (len(copies) if batched else sum(copies))
+    copies.clear()
+    decode(make_conventions("full", BLOCK), prompt_of(4), threshold_back=0.0, **decode_with)
+    assert not copies
 
 
 @pytest.mark.parametrize("at_once", [1, 10, 25, 1000])
@@ -118,7 +118,8 @@ def test_left_out_probabilities_are_those_of_texts_with_one_more_mask(monkeypatc
     class Spy:
         def __call__(self, scores, state, options):
             nonlocal checked
-            for at, probability in zip(state.left_out.positions, state.left_out.probability, strict=True):
+            left_out = state.left_out()
+            for at, probability in zip(left_out.positions, left_out.probability, strict=True):
                 ids = state.canvas.ids.copy()
                 token, ids[at] = ids[at], MASK
                 other = ToyModel(4, sharpness=20.0)
