@@ -12,7 +12,7 @@ from dlm_edge.models.transformer import DiffusionTransformer, pattern
 from dlm_edge.quant.rollout_states import bucket, by_trajectory, draw, pack, rollout_batches, segment
 from dlm_edge.quant.states import QUOTAS, Row, StateConfig, make_states, sample_states
 from dlm_edge.quant.trajectories import Prompt, State, Trajectory, denoise
-from dlm_edge.runtime.settings import DEFAULT_THRESHOLD
+from dlm_edge.runtime.samplers.threshold import Options
 from tests.tiny import FAMILY_NAMES, MASK_ID, make_checkpoint
 
 BLOCK = 8
@@ -57,7 +57,7 @@ def commits_of(trajectory: Trajectory) -> list[list[tuple[int, int]]]:
 def test_a_trajectory_is_the_plain_loop_s(models, family, n_prompt):
     model, prompt = models[family], prompt_ids(n_prompt)
     (mine,) = denoise(model, [Prompt(prompt, 20)])
-    plain = decode(model, list(prompt), PlainSettings(gen_len=20, threshold=DEFAULT_THRESHOLD))
+    plain = decode(model, list(prompt), PlainSettings(gen_len=20, threshold=Options().threshold))
     flat = {position: token for step in plain.commits for position, token in step}
     assert all(mine.final_ids[p] == token for p, token in flat.items())
     assert int((~mine.canvas.is_masked).sum()) == n_prompt + len(flat)
