@@ -11,9 +11,9 @@ import numpy as np
 
 TASKS = ("copy", "reverse", "json", "close", "sort", "shuffle")  # from weakly to strongly dependent answers
 WEAK, STRONG = ("copy", "json"), ("sort", "shuffle")
-PANEL = (380, 300)  # width and height
+PANEL = (380, 400)  # width and height
 MARGIN = 52
-COLOUR = {"static": "#222", "threshold": "#4062bb"}
+LOWEST = {WEAK: -4.0, STRONG: -25.0}  # change in points that a panel shows in its place
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,32 +95,39 @@ def line(row: Summary) -> str:
 
 def plot(report: dict[str, Any]) -> str:
     """SVG: for each model, how many passes less against what it costs, on weakly and on strongly dependent tasks."""
-    names = models(report)
-    width, height = 2 * PANEL[0], len(names) * PANEL[1]
-    body = []
-    for row, model in enumerate(names):
+    body, height = [], 0.0
+    for model in models(report):
+        found = summaries(report, model)
         for column, tasks in enumerate((WEAK, STRONG)):
-            found = [
-                (s.name, float(np.mean([s.fewer[t] for t in tasks])), float(np.mean([s.change[t][0] for t in tasks])))
-                for s in summaries(report, model)
+            points = [
+                (float(np.mean([s.fewer[t] for t in tasks])), float(np.mean([s.change[t][0] for t in tasks])))
+                for s in found
             ]
-            inside = panel(f"{model}: {', '.join(tasks)}", found)
-            body.append(f'<g transform="translate({column * PANEL[0]},{row * PANEL[1]})">{inside}</g>')
+            inside = panel(f"{model}: {', '.join(tasks)}", points, LOWEST[tasks])
+            body.append(f'<g transform="translate({column * PANEL[0]},{height})">{inside}</g>')
+        names = [
+            f'<text x="{2 * PANEL[0] + 10}" y="{height + MARGIN + 14 * i}">{i + 1}  {escape(s.name)}</text>'
+            for i, s in enumerate(found)
+        ]
+        body += names
+        height += max(PANEL[1], MARGIN + 14 * len(names) + 10)
+    width = 2 * PANEL[0] + 180
     style = "text { font: 11px system-ui, sans-serif; fill: #222; } .small { font-size: 9px; }"
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:g}" width="{width}" height="{height:g}">'
         f'<style>{style}</style><rect width="100%" height="100%" fill="white"/>\n' + "\n".join(body) + "</svg>\n"
     )
 
 
-def panel(title: str, points: Sequence[tuple[str, float, float]]) -> str:
-    """`points`: name, passes of static over passes, change of exact match in points."""
-    right = max(2.0, max(x for _, x, _ in points) * 1.05)
-    low, high = min(-2.0, min(y for *_, y in points)) * 1.1, max(2.0, max(y for *_, y in points)) * 1.1
-    width, height = PANEL[0] - MARGIN - 60, PANEL[1] - 2 * MARGIN
+def panel(title: str, points: Sequence[tuple[float, float]], lowest: float) -> str:
+    """`points`: passes of static over passes, and change of exact match in points. What lies below `lowest` is
+    drawn at the edge, with its value."""
+    right = max(2.0, max(x for x, _ in points) * 1.05)
+    low, high = max(min(-2.0, min(y for _, y in points)), lowest) * 1.1, max(2.0, max(y for _, y in points)) * 1.1
+    width, height = PANEL[0] - 2 * MARGIN, PANEL[1] - 2 * MARGIN
 
     def place(x: float, y: float) -> tuple[float, float]:
-        return MARGIN + (x - 0.8) / (right - 0.8) * width, MARGIN + (high - y) / (high - low) * height
+        return MARGIN + (x - 0.8) / (right - 0.8) * width, MARGIN + (high - max(y, low)) / (high - low) * height
 
     zero = place(0.8, 0)[1]
     parts = [
@@ -134,14 +141,24 @@ def panel(title: str, points: Sequence[tuple[str, float, float]]) -> str:
         parts.append(f'<text x="{at:.1f}" y="{MARGIN + height + 14}" text-anchor="middle">{x:g}</text>')
     for y in ticks(low, high):
         parts.append(f'<text x="{MARGIN - 6}" y="{place(1, y)[1] + 4:.1f}" text-anchor="end">{y:g}</text>')
-    for name, x, y in points:
+    taken: list[tuple[float, float]] = []
+    for number, (x, y) in enumerate(points, 1):
         at, up = place(x, y)
-        colour = COLOUR.get(name.split()[0].rstrip(","), "#c0562f")
-        parts.append(
-            f'<circle cx="{at:.1f}" cy="{up:.1f}" r="3" fill="{colour}"><title>{escape(name)}</title></circle>'
-        )
-        parts.append(f'<text x="{at + 5:.1f}" y="{up - 3:.1f}" class="small">{escape(name)}</text>')
+        label = str(number) if y >= low else f"{number}: {y:.0f}"
+        beside = free_place(at + 4, up - 3, taken)
+        parts.append(f'<circle cx="{at:.1f}" cy="{up:.1f}" r="2.5" fill="{"#222" if number == 1 else "#c0562f"}"/>')
+        parts.append(f'<text x="{beside[0]:.1f}" y="{beside[1]:.1f}" class="small">{label}</text>')
     return "".join(parts)
+
+
+def free_place(x: float, y: float, taken: list[tuple[float, float]]) -> tuple[float, float]:
+    """Near (x, y), alternately above and below, where no label is yet; notes it in `taken`."""
+    for step in range(40):
+        up = y + (step + 1) // 2 * 9 * (-1) ** step
+        if all(abs(x - other) > 13 or abs(up - height) > 8 for other, height in taken):
+            break
+    taken.append((x, up))
+    return x, up
 
 
 def ticks(low: float, high: float) -> list[float]:

@@ -58,9 +58,13 @@ class ConstrainedReducer:
                 found = self._reduce_open([rows[i] for i in chosen.tolist()], offsets[chosen], text, step)
             except JobError as error:  # of an automaton: whoever gave the constraint has to change it
                 raise UsageProblem("E-PARAM", error.message, error.hint) from error
+        # What the model would write anyway keeps its scores, so that a sampler goes the way it would go without the
+        # constraint until that forbids it; a slot that holds one token only is certain all the same.
+        _, _, _, top2, _ = found
+        differs = (found[0] != scores.ids[chosen]) | (top2 == 0.0)
         columns = [scores.ids, scores.confidence, scores.top1_prob, scores.top2_prob, scores.entropy]
         for column, values in zip(columns, found, strict=True):
-            column[chosen] = values
+            column[chosen[differs]] = values[differs]
         return replace(scores, logits=rows)
 
     def _reduce_open(

@@ -162,3 +162,23 @@ def test_no_draw_depends_on_what_was_asked_of_the_automaton_before():
                 run(reducer.constraint.automaton, text)
             ids.append(reducer.reduce(rows, np.arange(3, 11), 0).ids.tolist())
         assert ids[0] == ids[1]
+
+
+def test_what_the_model_would_write_anyway_keeps_its_scores():
+    """Slots that stay open keep the order in which the model is sure of them; one token alone is certain."""
+    reducer, canvas = opened("a[abc]b", 4)
+    rows = np.full((4, VOCAB), -5.0, np.float32)
+    rows[[0, 1, 2, 3], [2, 3, 2, STOPS[0]]] = [1.0, 2.0, 3.0, 4.0]  # a b a and the end, but the third has to be b
+    positions = canvas.masked(3, 7)
+    scores, plain = reducer.reduce(list(rows), positions, 0), reducer.scorer.reduce(list(rows), positions, 0)
+    assert scores.ids.tolist() == [2, 3, 3, STOPS[0]] and plain.ids.tolist() == [2, 3, 2, STOPS[0]]
+    agrees = [0, 1, 3]
+    assert (scores.confidence[agrees] == plain.confidence[agrees]).all()
+    assert scores.confidence[2] > 0.1 > plain.confidence[2] * np.exp(-8.0)  # of b, among what is allowed there
+
+
+def test_a_slot_that_can_hold_one_token_only_is_certain():
+    reducer, canvas = opened("c", 2)
+    rows = np.zeros((2, VOCAB), np.float32)
+    scores = reducer.reduce(list(rows), canvas.masked(3, 5), 0)
+    assert scores.ids[0] == 6 and scores.confidence[0] == 1.0
