@@ -139,3 +139,8 @@ def test_seed_is_drawn_only_when_it_matters():
 
 def test_whole_text_on_request():
     assert resolved(stop_at_eos=False)[1].stop_ids == ()
+
+
+def test_no_setting_of_a_sampler_has_the_name_of_another_setting():
+    own = {name for sampler in SAMPLERS.values() for name in sampler.option_names} - {"threshold", "steps"}
+    assert not own & set(GenerateSettings.__struct_fields__)

@@ -30,7 +30,7 @@ def test_with_all_tokens_the_mix_is_the_papers_formula(temperature):
         p[MASK] = 0
         p /= p.sum()
         a = -sum(x * np.log(x) for x in p if x > 0) / np.log(VOCAB - 1)
-        ids, weights = mix(logits, MASK, Options(temperature=temperature, top_k=1024))
+        ids, weights = mix(logits, MASK, Options(mix_temperature=temperature, mix_top_k=1024))
         np.testing.assert_allclose(
             weights @ embeddings[ids], (1 - a) * embeddings[MASK] + a * p @ embeddings, atol=1e-6
         )
@@ -38,7 +38,7 @@ def test_with_all_tokens_the_mix_is_the_papers_formula(temperature):
 
 def test_few_tokens_keep_the_shares_of_mask_and_prediction():
     logits = logits_of(3)
-    whole, few = (mix(logits, MASK, Options(top_k=k)) for k in (1024, 4))
+    whole, few = (mix(logits, MASK, Options(mix_top_k=k)) for k in (1024, 4))
     assert few[0].tolist() == whole[0][:5].tolist() and few[0][0] == MASK
     assert few[1][0] == whole[1][0] and few[1].sum() == pytest.approx(1)
     np.testing.assert_allclose(few[1][1:] / few[1][1], whole[1][1:5] / whole[1][1], rtol=1e-6)
@@ -48,7 +48,7 @@ def test_the_less_sure_the_prediction_the_more_of_it_is_remembered():
     sure, flat = np.zeros(VOCAB, np.float32), np.zeros(VOCAB, np.float32)
     sure[4] = 200.0
     assert mix(sure, MASK, Options())[1][0] == pytest.approx(1)
-    ids, weights = mix(flat, MASK, Options(top_k=3))
+    ids, weights = mix(flat, MASK, Options(mix_top_k=3))
     assert weights[0] == pytest.approx(0, abs=1e-6) and ids.tolist() == [MASK, 0, 1, 2]
 
 
