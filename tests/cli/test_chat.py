@@ -263,12 +263,12 @@ def test_on_a_terminal(bundle, tmp_path):
     typist.type("hello\n")
     typist.wait_for("░")  # masks are drawn
     typist.type("\x03")  # once: the answer stops and stays
-    typist.wait_for("stopped by cancelled")
+    typist.wait_for("cancelled")  # a narrow terminal breaks the line before it, or not
     typist.wait_for("> ")
     typist.type("/set max_new_tokens 4\n")
     typist.wait_for("max_new_tokens = 4")
     typist.type("again\n")
-    typist.wait_for("stopped by length")
+    typist.wait_for("length")
     typist.wait_for("> ")
     typist.type("\x04")
     assert typist.process.wait(30) == 0
