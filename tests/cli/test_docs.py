@@ -64,7 +64,7 @@ def test_verbs_and_flags_in_examples_exist(page):
     for example in examples(page):
         if example.language == "python":
             continue
-        for verb, rest in re.findall(r"\bdlm-edge ([a-z]+)([^|>\n;&]*)", example.text):
+        for verb, rest in re.findall(r"\bdlm-edge ([a-z]+(?:-[a-z]+)*)([^|>\n;&]*)", example.text):
             assert verb in VERBS, f"{page.name}:{example.line}: {verb}"
             command = program.get_command(click.Context(program), verb)
             known = {flag for p in command.params for flag in (*p.opts, *p.secondary_opts)} | {"--help", "-h"}
