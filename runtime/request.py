@@ -17,8 +17,9 @@ from dlm_edge.runtime.infilling import check_visible, fixed_tokens
 from dlm_edge.runtime.job import Request
 from dlm_edge.runtime.learned_filter import Filter
 from dlm_edge.runtime.opening import Parts
+from dlm_edge.runtime.resolving import resolve
 from dlm_edge.runtime.samplers import SAMPLERS, Sampler
-from dlm_edge.runtime.settings import GenerateSettings, resolve, with_bundle_defaults
+from dlm_edge.runtime.settings import GenerateSettings, with_bundle_defaults
 from dlm_edge.runtime.template import Message
 
 Prompt = str | Sequence[int] | Sequence[Message]

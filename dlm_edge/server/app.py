@@ -15,7 +15,8 @@ from starlette.types import ASGIApp
 from dlm_edge.errors import UsageProblem
 from dlm_edge.runtime import Engine
 from dlm_edge.runtime.attention import POLICIES
-from dlm_edge.runtime.settings import GenerateSettings, resolve
+from dlm_edge.runtime.resolving import resolve
+from dlm_edge.runtime.settings import GenerateSettings
 from dlm_edge.server.admission import Admission
 from dlm_edge.server.body import BODY, Bodies
 from dlm_edge.server.gate import Gate

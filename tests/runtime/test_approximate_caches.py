@@ -9,7 +9,8 @@ from dlm_edge.runtime.blocks import Block, Canvas, Span
 from dlm_edge.runtime.cache import CountedModel, largest_step_window, open_cache
 from dlm_edge.runtime.layouts import CacheShape, fitting_layout
 from dlm_edge.runtime.ort_step_model import OrtStepModel
-from dlm_edge.runtime.settings import GenerateSettings, resolve
+from dlm_edge.runtime.resolving import resolve
+from dlm_edge.runtime.settings import GenerateSettings
 from tests.runtime.decoding import decode, prompt_of
 from tests.runtime.test_cache import BLOCK, trace, with_lengths
 from tests.runtime.toy import ToyModel, make_conventions

@@ -7,7 +7,8 @@ from dlm_edge.errors import UsageProblem
 from dlm_edge.kernels import library_path
 from dlm_edge.kernels.select_pages.reference import DENSE, DENSE_KEEP, REUSE_PAGES, REUSE_ROWS, SELECT, SELECT_ROWS
 from dlm_edge.runtime.attention import ALL_ROWS, POLICIES, AttentionPlan, AttentionSettings, Density, as_matrix
-from dlm_edge.runtime.settings import PAGE_SIZES, GenerateSettings, resolve
+from dlm_edge.runtime.resolving import resolve
+from dlm_edge.runtime.settings import PAGE_SIZES, GenerateSettings
 from tests.runtime.toy import make_conventions
 
 WHOLE = 512  # tokens; the tiny models have no longer context

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from dlm_edge.errors import UsageProblem
+from dlm_edge.runtime.resolving import resolve
 from dlm_edge.runtime.samplers import SAMPLERS
-from dlm_edge.runtime.settings import GenerateSettings, resolve
+from dlm_edge.runtime.settings import GenerateSettings
 from tests.runtime.decoding import decode, prompt_of
 from tests.runtime.toy import EOS, FAMILIES, MASK, ToyModel, make_conventions
 

@@ -6,7 +6,8 @@ import pytest
 from dlm_edge.errors import UsageProblem
 from dlm_edge.kernels.quantized_pages.planes import BOTH, UPPER
 from dlm_edge.runtime.attention import POLICIES, AttentionPlan, AttentionSettings
-from dlm_edge.runtime.settings import GenerateSettings, resolve
+from dlm_edge.runtime.resolving import resolve
+from dlm_edge.runtime.settings import GenerateSettings
 from dlm_edge.runtime.step_model import FULL_ATTENTION
 from tests.runtime.test_attention import NATIVE, prompt_of
 from tests.runtime.toy import make_conventions

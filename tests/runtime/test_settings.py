@@ -6,8 +6,9 @@ import pytest
 
 from dlm_edge.errors import InputFileError, UsageProblem
 from dlm_edge.runtime.accepted import accepted
+from dlm_edge.runtime.resolving import resolve
 from dlm_edge.runtime.samplers import SAMPLERS
-from dlm_edge.runtime.settings import GenerateSettings, resolve, with_bundle_defaults
+from dlm_edge.runtime.settings import GenerateSettings, with_bundle_defaults
 from tests.runtime.toy import EOS, make_conventions
 
 NAN, INF = math.nan, math.inf

@@ -7,7 +7,8 @@ from dlm_edge.errors import DlmEdgeError, UsageProblem
 from dlm_edge.kernels import library_path
 from dlm_edge.kernels.select_pages.reference import DENSE, DENSE_KEEP, REUSE_PAGES
 from dlm_edge.runtime.attention import AttentionPlan, AttentionSettings, kept_blocks
-from dlm_edge.runtime.settings import GenerateSettings, resolve
+from dlm_edge.runtime.resolving import resolve
+from dlm_edge.runtime.settings import GenerateSettings
 from tests.runtime.toy import make_conventions
 from tests.tiny import make_checkpoint
 

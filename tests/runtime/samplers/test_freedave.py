@@ -5,9 +5,10 @@ import pytest
 
 from dlm_edge.errors import UsageProblem
 from dlm_edge.runtime import Engine
+from dlm_edge.runtime.resolving import resolve
 from dlm_edge.runtime.samplers import SAMPLERS
 from dlm_edge.runtime.scores import Sampling
-from dlm_edge.runtime.settings import GenerateSettings, resolve
+from dlm_edge.runtime.settings import GenerateSettings
 from tests.runtime.decoding import decode, prompt_of
 from tests.runtime.samplers.given import scores_of, select, state_of
 from tests.runtime.toy import EOS, FAMILIES, ToyModel, make_conventions, mix, pair
