@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from page_tables import write_tables
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -84,17 +86,7 @@ def make_checkpoint(folder: Path, config: dict[str, Any]) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    page = PAGE.read_text(encoding="utf-8")
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
-    text = before + BEGIN + table() + END + after
-    if arguments == ["--check"]:
-        if text != page:
-            print("the table of docs/models.md is out of date: python tools/write_models.py", file=sys.stderr)
-            return 1
-        return 0
-    PAGE.write_text(text, encoding="utf-8")
-    return 0
+    return write_tables(PAGE, table(), BEGIN, END, "write_models", arguments)
 
 
 if __name__ == "__main__":

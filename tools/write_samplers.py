@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec.inspect
+from page_tables import write_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -128,17 +129,7 @@ def cells(*texts: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    page = PAGE.read_text(encoding="utf-8")
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
-    text = before + BEGIN + tables() + END + after
-    if arguments == ["--check"]:
-        if text != page:
-            print("the tables of docs/samplers.md are out of date: python tools/write_samplers.py", file=sys.stderr)
-            return 1
-        return 0
-    PAGE.write_text(text, encoding="utf-8")
-    return 0
+    return write_tables(PAGE, tables(), BEGIN, END, "write_samplers", arguments)
 
 
 if __name__ == "__main__":

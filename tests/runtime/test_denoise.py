@@ -8,6 +8,7 @@ from dlm_edge.runtime.blocks import plan_blocks
 from dlm_edge.runtime.scores import Sampling, uniform
 from tests.runtime.decoding import decode, prompt_of
 from tests.runtime.plain import plain_static
+from tests.runtime.samplers.scorers import Echo
 from tests.runtime.toy import EOS, FAMILIES, MASK, VOCAB, ToyModel, make_conventions
 
 BLOCK = 8
@@ -78,19 +79,6 @@ def test_block_of_one_decodes_left_to_right(family):
 
     decode(make_conventions(family, 1), prompt_of(5), gen_len=6, on_step=watch, stop_ids=())
     assert order == [5, 6, 7, 8, 9, 10]
-
-
-class Echo(ToyModel):
-    """Row i has its best logit at id i + shift: the position that it predicts."""
-
-    def __init__(self, shift):
-        super().__init__(vocab=200)
-        self.shift = shift
-
-    def logits(self, hidden, positions):
-        rows = np.zeros((len(positions), self.vocab), np.float32)
-        rows[np.arange(len(positions)), positions + self.shift] = 5.0
-        return rows
 
 
 @pytest.mark.parametrize(("family", "length", "cache"), cases_with_caches())
