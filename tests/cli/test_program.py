@@ -159,3 +159,13 @@ def test_a_prompt_cache_that_cannot_be_written_leaves_one_object(bundle, capfd):
     assert main([*arguments, "--json", "--prompt-cache", "/proc/no_file"]) != 0
     output = capfd.readouterr()
     assert json.loads(output.out)["new_tokens"] == 40 and "error E-" in output.err
+
+
+def test_an_exit_that_no_broken_pipe_caused_is_passed_on(monkeypatch):
+    def leave(**arguments):
+        raise SystemExit(7)
+
+    monkeypatch.setattr("dlm_edge.cli.program.program.main", leave)
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor"])
+    assert ended.value.code == 7

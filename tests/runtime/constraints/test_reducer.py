@@ -180,5 +180,7 @@ def test_what_the_model_would_write_anyway_keeps_its_scores():
 def test_a_slot_that_can_hold_one_token_only_is_certain():
     reducer, canvas = opened("c", 2)
     rows = np.zeros((2, VOCAB), np.float32)
+    rows[0, 6] = 0.5  # the model's own choice, of which it is not sure
     scores = reducer.reduce(list(rows), canvas.masked(3, 5), 0)
-    assert scores.ids[0] == 6 and scores.confidence[0] == 1.0
+    plain = reducer.scorer.reduce(list(rows), canvas.masked(3, 5), 0)
+    assert scores.ids[0] == plain.ids[0] == 6 and scores.confidence[0] == 1.0 > plain.confidence[0]
