@@ -26,6 +26,7 @@ NATIVE = os.environ.get("DLM_EDGE_NATIVE", "")
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-psabi"]
+EXACT = "-ffp-contract=off"  # products and sums are rounded one by one, as NumPy does
 # Each vector width is a file of its own; the library chooses at run time.
 SOURCES: dict[str, list[str]] = {
     "library.cpp": [], "operator.cpp": [], "simd.cpp": [],
@@ -36,6 +37,7 @@ SOURCES: dict[str, list[str]] = {
     "pattern_attention_op.cpp": [], "pattern_plan.cpp": [],
     "quantize_rows_op.cpp": [], "quantize_rows.cpp": [],
     "attention_portable.cpp": [],
+    "linear_op.cpp": [], "linear_plan.cpp": [], "linear_portable.cpp": [EXACT],
     "cuda_driver.cpp": [], "cuda_launch.cpp": [], "cuda_operators.cpp": [],
     "cuda_attention.cpp": [], "cuda_select_pages.cpp": [], "cuda_dequantize_rows.cpp": [], "cuda_pattern_attention.cpp": [],
 }  # fmt: skip
@@ -46,6 +48,10 @@ if X86:
         "-mprefer-vector-width=512",
     ]  # fmt: skip
     SOURCES["attention_avx512_vnni.cpp"] = [*SOURCES["attention_avx512.cpp"], "-mavx512vnni"]
+    SOURCES["linear_avx2.cpp"] = [*SOURCES["attention_avx2.cpp"], EXACT]
+    SOURCES["linear_avx_vnni.cpp"] = [*SOURCES["linear_avx2.cpp"], "-mavxvnni"]
+    SOURCES["linear_avx512_vnni.cpp"] = [*SOURCES["attention_avx512_vnni.cpp"], EXACT]
+    SOURCES["linear_amx.cpp"] = [*SOURCES["linear_avx512_vnni.cpp"], "-mamx-tile", "-mamx-int8"]
 EXPORTS = ROOT / "kernels" / "csrc" / "exports.map"
 # Nothing but the named symbols leaves the library, not even the C++ library that is linked into it.
 LINK_FLAGS = ["-shared", "-static-libstdc++", "-static-libgcc", "-ldl", f"-Wl,--version-script={EXPORTS}", "-s"]

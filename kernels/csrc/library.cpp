@@ -26,7 +26,7 @@ DLM_EDGE_EXPORT dlm_edge::ort::Status* RegisterCustomOps(dlm_edge::ort::SessionO
     return oldest ? ort::CreateStatus::call(oldest, ort::kFail, static_cast<const char*>(message)) : nullptr;
   }
   static const Operator operators[] = {AttentionOperator(), SelectPagesOperator(), DequantizeRowsOperator(),
-                                       PatternAttentionOperator(), QuantizeRowsOperator()};
+                                       PatternAttentionOperator(), QuantizeRowsOperator(), QLinearOperator()};
   ort::OpDomain* domain = nullptr;  // owned by the session options
   DLM_EDGE_TRY(ort::CreateCustomOpDomain::call(api, kDomain, &domain));
   if (cuda::IsChosen()) {

@@ -23,9 +23,10 @@ const char* TypeName(int type) {
 std::string CheckTensor(const Tensor& tensor, const Input& expected) {
   const bool is_cache_type = tensor.type == ort::kFloat || tensor.type == ort::kFloat16 || tensor.type == ort::kUint8;
   const bool has_type = expected.type == ort::kAnyType ? is_cache_type : tensor.type == expected.type;
-  if (has_type && tensor.rank == static_cast<size_t>(expected.rank)) return "";
-  return std::string(expected.name) + " must be a " + TypeName(expected.type) + " tensor of rank " +
-         std::to_string(expected.rank) + ", found element type " + std::to_string(tensor.type) + " and shape " +
+  const bool has_rank = expected.rank == kAnyRank || tensor.rank == static_cast<size_t>(expected.rank);
+  if (has_type && has_rank) return "";
+  const std::string rank = expected.rank == kAnyRank ? "" : " of rank " + std::to_string(expected.rank);
+  return std::string(expected.name) + " must be a " + TypeName(expected.type) + " tensor" + rank + ", found element type " + std::to_string(tensor.type) + " and shape " +
          Shape(tensor);
 }
 

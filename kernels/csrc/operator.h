@@ -18,11 +18,13 @@ namespace dlm_edge {
 constexpr int kOperatorVersion = 2;
 constexpr int64_t kMaxStart = int64_t{1} << 62;  // keeps start + q_len from overflowing
 
+constexpr int kAnyRank = -1;
+
 struct Input {
   const char* name;
   ort::ElementType type;  // kAnyType: the operator checks it
   ort::Characteristic characteristic;
-  int rank;
+  int rank;  // kAnyRank: the operator checks it
 };
 
 // One operator. Inputs and outputs of later overloads are appended as kOptional: a model that does not have
@@ -41,6 +43,7 @@ Operator SelectPagesOperator();
 Operator DequantizeRowsOperator();
 Operator PatternAttentionOperator();
 Operator QuantizeRowsOperator();
+Operator QLinearOperator();
 
 // Fills in everything but the three functions that are the operator's own.
 Operator MakeOperator(const char* name, const Input* inputs, size_t n_inputs, const ort::ElementType* outputs,

@@ -1,0 +1,111 @@
+"""QLinear in plain NumPy: y = x W^T + bias, with x rounded to int8 row by row and W of integer codes in groups.
+
+x                float32 [.., rows, in_features]
+codes            uint8, and scales float32 or float16, in tiles: layout.py
+zeros            uint8 in tiles: of each group an integer that stands for zero; of no tiles where there are none
+float_zeros      float32 in tiles: the same as numbers; without either, zero is the middle code, 2**(bits - 1)
+bias             float32 [out_features], or [0]
+outlier_columns  int64 [n], strictly ascending: columns of x that are kept in float32, and do not widen a row's grid
+outlier_weights  float32 in tiles [tiles, n, 16]
+
+    scale[r]    = max |x[r]| / 127 without the outliers, at least the smallest normal number
+    q[r, k]     = x[r, k] / scale[r], rounded to an integer, ties to even; 0 for outliers
+    sum[r, n]   = over the groups in ascending order, each step rounded to float32:
+                  (sum over k of q[r, k] (code[n, k] - zero[n, g]), exact, as float32) * scales[n, g]
+    y[r, n]     = sum[r, n] * scale[r] + (sum over outliers of x[r, c] * weight[n, c]) + bias[n]
+
+A float zero is taken off after the integer sum of the codes has become float32, as zero * (sum of q[r, k]). Nothing
+but the written roundings takes place, so every implementation gives the same bits. A row that holds NaN or infinity
+gives NaN everywhere. Groups are `group_size` consecutive k, the last one what is left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlm_edge.kernels.qlinear.layout import COLUMNS, from_tiles, n_tiles, unpack_tiles
+
+LARGEST_CODE = np.float32(127)
+SMALLEST_SCALE = np.finfo(np.float32).tiny
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class LinearInputs:
+    """Everything but x, as the operator takes it."""
+
+    codes: NDArray[np.uint8]
+    scales: Floats | NDArray[np.float16]
+    zeros: NDArray[np.uint8]
+    float_zeros: Floats
+    bias: Floats
+    outlier_columns: NDArray[np.int64]
+    outlier_weights: Floats
+
+
+def no_zeros(n_groups: int) -> NDArray[np.uint8]:
+    return np.empty((0, n_groups, COLUMNS), np.uint8)
+
+
+def no_float_zeros(n_groups: int) -> Floats:
+    return np.empty((0, n_groups, COLUMNS), np.float32)
+
+
+def no_outliers(out_features: int) -> tuple[NDArray[np.int64], Floats]:
+    return np.empty(0, np.int64), np.empty((n_tiles(out_features), 0, COLUMNS), np.float32)
+
+
+def round_rows(x: Floats, outlier_columns: NDArray[np.int64]) -> tuple[NDArray[np.int32], Floats]:
+    """q [rows, in_features] and scale [rows, 1], NaN for rows that are not finite."""
+    rest = x.copy()
+    rest[:, outlier_columns] = 0
+    finite = np.isfinite(x).all(-1, keepdims=True)
+    rest = np.where(finite, rest, np.float32(0))
+    scale = np.maximum(np.abs(rest).max(-1, keepdims=True) / LARGEST_CODE, SMALLEST_SCALE)
+    q = np.rint(rest / scale).astype(np.int32)
+    return q, np.where(finite, scale, np.float32(np.nan))
+
+
+def qlinear(x: Floats, weight: LinearInputs, *, out_features: int, bits: int, group_size: int) -> Floats:
+    """As the file says; shapes in that order."""
+    in_features = x.shape[-1]
+    rows = x.reshape(-1, in_features)
+    codes = unpack_tiles(weight.codes, bits, out_features, in_features).astype(np.int32)
+    scales = from_tiles(weight.scales, out_features).astype(np.float32)
+    zeros = from_tiles(weight.zeros, out_features).astype(np.int32) if len(weight.zeros) else None
+    float_zeros = from_tiles(weight.float_zeros, out_features) if len(weight.float_zeros) else None
+    q, row_scale = round_rows(rows, weight.outlier_columns)
+
+    total = np.zeros((len(rows), out_features), np.float32)
+    for group, begin in enumerate(range(0, in_features, group_size)):
+        part = slice(begin, min(begin + group_size, in_features))
+        members = codes[:, part]
+        if float_zeros is None:
+            members = members - (1 << (bits - 1) if zeros is None else zeros[:, group, None])
+        products = exact_product(q[:, part], members.T).astype(np.float32)
+        if float_zeros is not None:
+            products -= q[:, part].sum(-1, keepdims=True).astype(np.float32) * float_zeros[:, group]
+        total += products * scales[:, group]
+    y = total * row_scale
+    if len(weight.outlier_columns):
+        y += outlier_product(rows, weight, out_features)
+    if len(weight.bias):
+        y += weight.bias
+    return y.reshape(*x.shape[:-1], out_features)
+
+
+def exact_product(a: NDArray[np.int32], b: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Of integers below 2**8 in magnitude: float64 holds all sums exactly, and has a fast product."""
+    return np.rint(a.astype(np.float64) @ b.astype(np.float64)).astype(np.int32)
+
+
+def outlier_product(rows: Floats, weight: LinearInputs, out_features: int) -> Floats:
+    weights = from_tiles(weight.outlier_weights, out_features)
+    total = np.zeros((len(rows), out_features), np.float32)
+    for j, column in enumerate(weight.outlier_columns):
+        total += rows[:, column, None] * weights[:, j]
+    return total
