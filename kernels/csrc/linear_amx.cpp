@@ -12,7 +12,7 @@
 namespace dlm_edge {
 namespace {
 
-constexpr int kRows = 32, kTiles = 2, kByteShift = 0;
+constexpr int kRows = 32, kTiles = 2;
 constexpr bool kAlwaysUnpacks = true;  // tiles are loaded from memory
 
 }  // namespace
@@ -114,8 +114,10 @@ void RunPanel(int64_t n_rows, const PanelTask& task) {
     }
 }
 
+RowForm Tiled(const LinearWeight& weight) { return {TileK(weight), false}; }
+
 void MultiplyInTiles(const ProductTask& task) {
-  unit = task.rounded->unit;
+  unit = task.rounded->form.unit;
   shaped = Shaped();
   MultiplyLinear(task);
   _tile_release();
@@ -124,4 +126,4 @@ void MultiplyInTiles(const ProductTask& task) {
 }  // namespace
 }  // namespace dlm_edge
 
-const dlm_edge::LinearKernel dlm_edge::kAmxLinear = {"amx", kRows, TileK, Round, MultiplyInTiles};
+const dlm_edge::LinearKernel dlm_edge::kAmxLinear = {"amx", kRows, Tiled, Round, MultiplyInTiles};

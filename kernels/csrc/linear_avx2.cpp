@@ -1,25 +1,44 @@
-// QLinear without a dot product instruction. vpmaddubsw adds two products into 16 bits, which must not saturate:
-//
-//   codes up to 15   2 * 15 * 127 = 3810, so that the sums of eight of them fit too before they are widened
-//   codes of 8 bits  count as code - 128; |code - 128| <= 128 is the unsigned factor and its sign goes to the row's byte:
-//                    2 * 128 * 127 = 32512
+// QLinear without a dot product instruction of bytes. Codes of 8 bits meet rows in 16-bit words. Smaller ones stay bytes:
+// vpmaddubsw adds two products into 16 bits, at most 2 * 15 * 127 = 3810, and eight of these fit 16 bits too.
 #define DLM_EDGE_LANES 8
 #define DLM_EDGE_MAX_ROW_VECTORS 1
 #define DLM_EDGE_BLOCK 4
-#include "vectors.h"
+#include "linear_word_dot.h"
 
 namespace dlm_edge {
 namespace {
 
-#ifndef TUNE_ROWS2
-#define TUNE_ROWS2 4
-#endif
-constexpr int kRows = TUNE_ROWS2, kTiles = 1, kByteShift = 128;
+constexpr int kRows = 4, kTiles = 1;
 constexpr bool kAlwaysUnpacks = false;
+
+RowForm Form(const LinearWeight& weight) { return {4, weight.bits == 8}; }
 
 }  // namespace
 }  // namespace dlm_edge
 
-#include "linear_avx2_panels.h"
+#include "linear_byte_panel.h"
+#include "linear_dot_panel.h"
 
-const dlm_edge::LinearKernel dlm_edge::kAvx2Linear = {"avx2", kRows, FourNeighbours, Round, MultiplyLinear};
+namespace dlm_edge {
+namespace {
+
+template <int C, int form>
+struct Panels {
+  template <int R>
+  static void Run(const PanelTask& task) {
+    if constexpr (form == 8)
+      DotPanel<R, C, form>(task);
+    else
+      BytePanel<R, C, form>(task);
+  }
+};
+
+template <int C, int form>
+void RunPanel(int64_t n_rows, const PanelTask& task) {
+  RunRows<Panels<C, form>>(n_rows, task);
+}
+
+}  // namespace
+}  // namespace dlm_edge
+
+const dlm_edge::LinearKernel dlm_edge::kAvx2Linear = {"avx2", kRows, Form, Round, MultiplyLinear};

@@ -2,25 +2,37 @@
 #define DLM_EDGE_LANES 8
 #define DLM_EDGE_MAX_ROW_VECTORS 1
 #define DLM_EDGE_BLOCK 4
+#include "linear_task.h"
 #include "vectors.h"
 
 namespace dlm_edge {
 namespace {
 
-constexpr int kRows = 6, kTiles = 1, kByteShift = 0;
+constexpr int kRows = 6, kTiles = 1;
 constexpr bool kAlwaysUnpacks = false;
 
-DLM_EDGE_INLINE IntVec Dot(IntVec sums, IntVec codes, IntVec rows) {
-#if defined(__AVXVNNI__)
-  return (IntVec)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)codes, (__m256i)rows);
-#else  // the same instruction in its AVX-512 encoding, for tests on processors that have only that
-  return (IntVec)_mm256_dpbusd_epi32((__m256i)sums, (__m256i)codes, (__m256i)rows);
-#endif
+constexpr int kRowBytes = 4;
+
+typedef IntVec CodeOperand;
+typedef IntVec RowOperand;
+
+DLM_EDGE_INLINE IntVec Operand(IntVec codes) { return codes; }
+
+DLM_EDGE_INLINE IntVec RowOf(const int8_t* four) {
+  int32_t word;
+  memcpy(&word, four, sizeof word);
+  return IntVec{} + word;
 }
+
+DLM_EDGE_INLINE IntVec Dot(IntVec sums, IntVec codes, IntVec row) {
+  return (IntVec)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)codes, (__m256i)row);
+}
+
+RowForm Form(const LinearWeight&) { return {4, false}; }
 
 }  // namespace
 }  // namespace dlm_edge
 
 #include "linear_panels.h"
 
-const dlm_edge::LinearKernel dlm_edge::kAvxVnniLinear = {"avx_vnni", kRows, FourNeighbours, Round, MultiplyLinear};
+const dlm_edge::LinearKernel dlm_edge::kAvxVnniLinear = {"avx_vnni", kRows, Form, Round, MultiplyLinear};

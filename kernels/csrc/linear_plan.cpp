@@ -47,7 +47,7 @@ T* Cut(char* memory, size_t* used, size_t count) {
 size_t Lay(char* memory, const LinearWeight& weight, RoundedRows* rounded) {
   const size_t n_rows = static_cast<size_t>(rounded->n_rows);
   size_t used = 0;
-  rounded->codes = Cut<int8_t>(memory, &used, n_rows * rounded->filled_k);
+  rounded->codes = Cut<int8_t>(memory, &used, n_rows * rounded->filled_k * rounded->form.code_bytes());
   rounded->sums = Cut<int32_t>(memory, &used, n_rows * weight.n_groups);
   rounded->scales = Cut<float>(memory, &used, n_rows);
   rounded->outliers = Cut<float>(memory, &used, n_rows * weight.n_outliers);
@@ -61,7 +61,7 @@ LinearPlan::LinearPlan(const LinearWeight& weight, int64_t n_rows, const float* 
   static thread_local Workspace workspace;
   rounded_.n_rows = n_rows;
   rounded_.filled_k = CeilDiv(weight.in_features, kFilledK) * kFilledK;
-  rounded_.unit = kernel_->unit(weight);
+  rounded_.form = kernel_->form(weight);
   Lay(workspace.Reserve(std::max<size_t>(Lay(nullptr, weight, &rounded_), 64)), weight, &rounded_);
   n_row_tiles_ = CeilDiv(n_rows, kernel_->rows_per_tile);
   n_row_blocks_ = CeilDiv(n_rows, kRowsPerTask);

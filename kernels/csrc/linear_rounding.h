@@ -76,11 +76,32 @@ DLM_EDGE_INLINE void SplitRow(const LinearWeight& weight, const float* x, float*
   }
 }
 
+// [n_rows, filled] to a row tile.
+DLM_EDGE_INLINE void Interleave(const int8_t* codes, int64_t n_rows, int64_t filled, RowForm form, int8_t* out) {
+  if (form.has_words) {
+    int16_t* words = reinterpret_cast<int16_t*>(out);
+    for (int64_t k = 0; k < filled; k += 4)
+      for (int64_t r = 0; r < n_rows; ++r, words += 4) {
+        const int8_t* const four = codes + r * filled + k;
+        words[0] = four[0];
+        words[1] = four[2];
+        words[2] = four[1];
+        words[3] = four[3];
+      }
+  } else if (form.unit == 4) {
+    for (int64_t k = 0; k < filled; k += 4)
+      for (int64_t r = 0; r < n_rows; ++r, out += 4) memcpy(out, codes + r * filled + k, 4);
+  } else {
+    for (int64_t k = 0; k < filled; k += form.unit)
+      for (int64_t r = 0; r < n_rows; ++r, out += form.unit) memcpy(out, codes + r * filled + k, form.unit);
+  }
+}
+
 void Round(const RoundTask& task) {
   static thread_local Scratch scratch;
   const LinearWeight& weight = *task.weight;
   const RoundedRows& rounded = *task.rounded;
-  const int64_t n_rows = task.row_end - task.row_begin, filled = rounded.filled_k, unit = rounded.unit;
+  const int64_t n_rows = task.row_end - task.row_begin, filled = rounded.filled_k;
   const size_t codes_bytes = Aligned(n_rows * filled);
   char* const memory = scratch.Reserve(codes_bytes + weight.in_features * sizeof(float));
   int8_t* const codes = reinterpret_cast<int8_t*>(memory);  // [n_rows, filled]
@@ -103,14 +124,8 @@ void Round(const RoundTask& task) {
     rounded.scales[row] = scale;
     SumGroups(weight, row_codes, n_rows, rounded.sums + task.row_begin * weight.n_groups + r);
   }
-  int8_t* out = rounded.codes + task.row_begin * filled;
-  if (unit == 4) {
-    for (int64_t k = 0; k < filled; k += 4)
-      for (int64_t r = 0; r < n_rows; ++r, out += 4) memcpy(out, codes + r * filled + k, 4);
-  } else {
-    for (int64_t k = 0; k < filled; k += unit)
-      for (int64_t r = 0; r < n_rows; ++r, out += unit) memcpy(out, codes + r * filled + k, unit);
-  }
+  Interleave(codes, n_rows, filled, rounded.form,
+             rounded.codes + task.row_begin * filled * rounded.form.code_bytes());
 }
 
 }  // namespace

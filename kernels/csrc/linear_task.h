@@ -33,13 +33,22 @@ struct LinearWeight {
   const float* outlier_weights;  // [tiles, n_outliers, 16]
 };
 
+// How a row's codes lie: `unit` consecutive k of a row are neighbours. Words are 16 bits wide, and of each four k the
+// even ones come first: they meet codes that are split by a mask and a shift.
+struct RowForm {
+  int unit;
+  bool has_words;
+
+  int code_bytes() const { return has_words ? 2 : 1; }
+};
+
 // Rows on their own int8 grids, in the order that the inner loops of one kernel read them. Row tiles have rows_per_tile
 // rows, the last one the rest; all parts of a tile begin at its first row times what a row takes.
 struct RoundedRows {
   int64_t n_rows;
   int64_t filled_k;
-  int unit;         // how many consecutive k of a row are neighbours
-  int8_t* codes;    // per row tile of r rows: [filled_k / unit, r, unit]
+  RowForm form;
+  int8_t* codes;    // per row tile of r rows: [filled_k / unit, r, unit]; words: int16 [filled_k / 4, r, 4], k 0 2 1 3
   int32_t* sums;    // per row tile of r rows: [n_groups, r]: the codes of each group added up
   float* scales;    // [n_rows]; NaN of a row that holds NaN or infinity, whose codes are 0
   float* outliers;  // [n_rows, n_outliers]
@@ -64,7 +73,7 @@ struct ProductTask {
 struct LinearKernel {
   const char* name;
   int rows_per_tile;
-  int (*unit)(const LinearWeight& weight);
+  RowForm (*form)(const LinearWeight& weight);
   void (*round)(const RoundTask& task);
   void (*multiply)(const ProductTask& task);
 };

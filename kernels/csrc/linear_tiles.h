@@ -4,7 +4,6 @@
 // A file that includes this sets DLM_EDGE_LANES and the constants of vectors.h, and defines before it
 //   kRows                       rows that one call of a panel works on at most
 //   kTiles                      tiles of columns that it works on at most
-//   kByteShift                  what the panels take off a code of 8 bits
 //   kAlwaysUnpacks              whether codes are unpacked for a single row tile too
 // and after it RunPanel: linear_panels.h, linear_avx2_panels.h, linear_amx.cpp.
 #pragma once
@@ -22,7 +21,7 @@ constexpr int kVectors = kTileColumns / kLanes;  // of one tile
 
 // One call of a panel: R rows, C tiles.
 struct PanelTask {
-  const int8_t* rows;  // [k / unit, R, unit]
+  const int8_t* rows;  // [k / unit, R, unit], in the form of the rows
   const uint8_t* codes;
   int64_t tile_stride;   // bytes from a tile to the next
   int64_t k;             // a multiple of 16
@@ -92,7 +91,7 @@ struct GroupNumbers {
   alignas(64) int32_t zeros[kTiles * kTileColumns];
 };
 
-DLM_EDGE_INLINE void ReadNumbers(const LinearWeight& weight, int64_t tile, int n_tiles, int64_t group, int shift,
+DLM_EDGE_INLINE void ReadNumbers(const LinearWeight& weight, int64_t tile, int n_tiles, int64_t group,
                                  GroupNumbers* numbers) {
   for (int c = 0; c < n_tiles; ++c) {
     const int64_t from = ((tile + c) * weight.n_groups + group) * kTileColumns;
@@ -101,9 +100,9 @@ DLM_EDGE_INLINE void ReadNumbers(const LinearWeight& weight, int64_t tile, int n
       HalvesToFloats(static_cast<const uint16_t*>(weight.scales) + from, kTileColumns, numbers->scales + to);
     else
       memcpy(numbers->scales + to, static_cast<const float*>(weight.scales) + from, kTileColumns * sizeof(float));
-    const int32_t same = (weight.float_zeros == nullptr ? 1 << (weight.bits - 1) : 0) - shift;
+    const int32_t same = weight.float_zeros == nullptr ? 1 << (weight.bits - 1) : 0;
     for (int i = 0; i < kTileColumns; ++i)
-      numbers->zeros[to + i] = weight.zeros == nullptr ? same : weight.zeros[from + i] - shift;
+      numbers->zeros[to + i] = weight.zeros == nullptr ? same : weight.zeros[from + i];
     if (weight.float_zeros != nullptr)
       memcpy(numbers->float_zeros + to, weight.float_zeros + from, kTileColumns * sizeof(float));
   }
@@ -154,13 +153,13 @@ void MultiplyTiles(const ProductTask& task, int64_t row_begin, int64_t row_end, 
   uint8_t* const unpacked = reinterpret_cast<uint8_t*>(memory + 2 * sums_bytes);
   memset(total, 0, sums_bytes);
 
-  const int64_t step = rounded.unit > 16 ? rounded.unit : 16;
+  const int64_t step = rounded.form.unit > 16 ? rounded.form.unit : 16;
   const int64_t all_k = (weight.in_features + step - 1) / step * step;
   const int64_t tile_bytes = rounded.filled_k * kTileColumns * bits / 8;
   const bool unpacks = bits != 8 && (n_rows > kRows || kAlwaysUnpacks);
   GroupNumbers numbers;
   for (int64_t g = 0; g < weight.n_groups; ++g) {
-    ReadNumbers(weight, tile, C, g, bits == 8 ? kByteShift : 0, &numbers);
+    ReadNumbers(weight, tile, C, g, &numbers);
     const int64_t begin = g * weight.group_size;
     const int64_t end = g + 1 == weight.n_groups ? all_k : begin + weight.group_size;
     for (int64_t k = begin; k < end; k += kPanelK) {
@@ -175,7 +174,7 @@ void MultiplyTiles(const ProductTask& task, int64_t row_begin, int64_t row_end, 
       for (int64_t row = row_begin; row < row_end; row += kRows) {
         const int64_t r = row_end - row < kRows ? row_end - row : kRows;
         const int64_t at = (row - row_begin) * width;
-        const PanelTask panel = {rounded.codes + row * rounded.filled_k + k * r, codes, stride, count,
+        const PanelTask panel = {rounded.codes + (row * rounded.filled_k + k * r) * rounded.form.code_bytes(), codes, stride, count,
                                  rounded.sums + row * weight.n_groups + g * r, numbers.zeros, numbers.scales,
                                  weight.float_zeros == nullptr ? nullptr : numbers.float_zeros, partial + at,
                                  total + at, k == begin, k + count == end};

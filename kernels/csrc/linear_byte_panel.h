@@ -1,12 +1,10 @@
-// The panels of linear_avx2.cpp, which says why they are exact.
+// A panel of QLinear in sums of 16 bits, for codes up to 15; linear_avx2.cpp says why they are enough.
 #pragma once
 
 #include "linear_tiles.h"
 
 namespace dlm_edge {
 namespace {
-
-DLM_EDGE_INLINE int FourNeighbours(const LinearWeight&) { return 4; }
 
 DLM_EDGE_INLINE IntVec AddPairs(IntVec pairs) {
   return (IntVec)_mm256_madd_epi16((__m256i)pairs, _mm256_set1_epi16(1));
@@ -36,9 +34,8 @@ DLM_EDGE_INLINE void BeginPanel(const PanelTask& task, IntVec (&sums)[R][C * kVe
       sums[r][v] = task.is_first ? Start(task, r, v * kLanes) : LoadInts(task.partial + r * width + v * kLanes);
 }
 
-// Codes up to 15.
 template <int R, int C, int form>
-DLM_EDGE_INLINE void SmallPanel(const PanelTask& task) {
+DLM_EDGE_INLINE void BytePanel(const PanelTask& task) {
   constexpr int V = C * kVectors, per_byte = form == kUnpacked ? 1 : 8 / form;
   constexpr uint32_t mask = form == kUnpacked ? 0 : (0xffu >> (8 - form)) * 0x01010101u;
   IntVec sums[R][V];
@@ -79,44 +76,6 @@ DLM_EDGE_INLINE void SmallPanel(const PanelTask& task) {
       for (int v = 0; v < V; ++v) sums[r][v] += AddPairs((IntVec)pairs[r][v]);
   }
   EndPanel<R, C>(task, sums);
-}
-
-template <int R, int C>
-DLM_EDGE_INLINE void BytePanel(const PanelTask& task) {
-  constexpr int V = C * kVectors;
-  IntVec sums[R][V];
-  BeginPanel<R, C>(task, sums);
-  const uint8_t* codes = task.codes;
-  const int8_t* rows = task.rows;
-  for (int64_t i = task.k / 4; i > 0; --i, codes += kVector, rows += 4 * R)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      const UintVec packed =
-          (UintVec)LoadInts(codes + v / kVectors * task.tile_stride + v % kVectors * 4 * kLanes);
-      const __m256i shifted = (__m256i)(packed ^ 0x80808080u), magnitude = _mm256_abs_epi8(shifted);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const __m256i signed_row = _mm256_sign_epi8((__m256i)Broadcast(rows + 4 * r), shifted);
-        sums[r][v] += AddPairs((IntVec)_mm256_maddubs_epi16(magnitude, signed_row));
-      }
-    }
-  EndPanel<R, C>(task, sums);
-}
-
-template <int C, int form>
-struct Panels {
-  template <int R>
-  static void Run(const PanelTask& task) {
-    if constexpr (form == 8)
-      BytePanel<R, C>(task);
-    else
-      SmallPanel<R, C, form>(task);
-  }
-};
-
-template <int C, int form>
-void RunPanel(int64_t n_rows, const PanelTask& task) {
-  RunRows<Panels<C, form>>(n_rows, task);
 }
 
 }  // namespace
