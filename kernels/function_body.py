@@ -11,15 +11,18 @@ from onnx import TensorProto, helper
 class FunctionBody:
     """Collects nodes of standard operators; every method returns the name of a new value.
 
-    Three values are there from the start, int64 [1]: "zero", "one", and "rest", which is -1.
+    Three values are there from the start, int64 [1]: "zero", "one", and "rest", which is -1. The graph of a Loop, which
+    sees the names of the body around it, has a prefix for its own and none of the three.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
         self.nodes: list[onnx.NodeProto] = []
-        self.ints("zero", 0), self.ints("one", 1), self.ints("rest", -1)
+        if not prefix:
+            self.ints("zero", 0), self.ints("one", 1), self.ints("rest", -1)
 
     def __call__(self, op_type: str, *inputs: str, name: str = "", **attributes: Any) -> str:
-        output = name or f"{op_type.lower()}_{len(self.nodes)}"
+        output = name or f"{self.prefix}{op_type.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(op_type, inputs, [output], **attributes))
         return output
 
@@ -35,6 +38,13 @@ class FunctionBody:
         reference = self.nodes[-1].attribute.add()
         reference.name, reference.ref_attr_name, reference.type = "value_float", name, onnx.AttributeProto.FLOAT
         return output
+
+    def int_attribute(self, name: str) -> str:
+        """The function's own attribute of type int, as int64 [1]."""
+        scalar = self("Constant")
+        reference = self.nodes[-1].attribute.add()
+        reference.name, reference.ref_attr_name, reference.type = "value_int", name, onnx.AttributeProto.INT
+        return self("Unsqueeze", scalar, "zero", name=name)
 
     def dim(self, tensor: str, axis: int, name: str = "") -> str:
         """One dimension, as int64 [1]."""

@@ -64,9 +64,9 @@ def to_tiles(values: NDArray[Any]) -> NDArray[Any]:
     rows, count = values.shape
     whole = np.zeros((n_tiles(rows) * COLUMNS, count), values.dtype)
     whole[:rows] = values
-    return np.ascontiguousarray(whole.reshape(-1, COLUMNS, count).transpose(0, 2, 1))
+    return np.ascontiguousarray(whole.reshape(n_tiles(rows), COLUMNS, count).transpose(0, 2, 1))
 
 
 def from_tiles(tiles: NDArray[Any], out_features: int) -> NDArray[Any]:
     """The inverse of `to_tiles`."""
-    return tiles.transpose(0, 2, 1).reshape(-1, tiles.shape[1])[:out_features]
+    return tiles.transpose(0, 2, 1).reshape(len(tiles) * COLUMNS, tiles.shape[1])[:out_features]

@@ -21,42 +21,14 @@ gives NaN everywhere. Groups are `group_size` consecutive k, the last one what i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-from dlm_edge.kernels.qlinear.layout import COLUMNS, from_tiles, n_tiles, unpack_tiles
+from dlm_edge.kernels.qlinear.inputs import Floats, LinearInputs
+from dlm_edge.kernels.qlinear.layout import from_tiles, unpack_tiles
 
 LARGEST_CODE = np.float32(127)
 SMALLEST_SCALE = np.finfo(np.float32).tiny
-
-Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class LinearInputs:
-    """Everything but x, as the operator takes it."""
-
-    codes: NDArray[np.uint8]
-    scales: Floats | NDArray[np.float16]
-    zeros: NDArray[np.uint8]
-    float_zeros: Floats
-    bias: Floats
-    outlier_columns: NDArray[np.int64]
-    outlier_weights: Floats
-
-
-def no_zeros(n_groups: int) -> NDArray[np.uint8]:
-    return np.empty((0, n_groups, COLUMNS), np.uint8)
-
-
-def no_float_zeros(n_groups: int) -> Floats:
-    return np.empty((0, n_groups, COLUMNS), np.float32)
-
-
-def no_outliers(out_features: int) -> tuple[NDArray[np.int64], Floats]:
-    return np.empty(0, np.int64), np.empty((n_tiles(out_features), 0, COLUMNS), np.float32)
 
 
 def round_rows(x: Floats, outlier_columns: NDArray[np.int64]) -> tuple[NDArray[np.int32], Floats]:
