@@ -25,13 +25,10 @@ namespace {
 
 constexpr int kTileRows = 16;
 
-// How many k one tile of rows has: they divide a group, and whole tiles do not pass the filled k.
+// How many k one tile of rows has: they divide groups and panels.
 int TileK(const LinearWeight& weight) {
-  const int64_t filled = (weight.in_features + kFilledK - 1) / kFilledK * kFilledK;
-  if (weight.group_size >= weight.in_features) return kFilledK;
-  for (int k = kFilledK; k > 16; k -= 16)
-    if (weight.group_size % k == 0 && (weight.in_features + k - 1) / k * k <= filled) return k;
-  return 16;
+  if (weight.n_groups == 1 || weight.group_size % 64 == 0) return 64;
+  return weight.group_size % 32 == 0 ? 32 : 16;
 }
 
 struct alignas(64) TileShapes {

@@ -1,0 +1,102 @@
+"""Weights and rows that QLinear is tested on, made from seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dlm_edge.kernels.qlinear.inputs import LinearInputs, linear_inputs
+from dlm_edge.kernels.qlinear.reference import qlinear
+
+
+@dataclass(frozen=True)
+class Case:
+    in_features: int
+    out_features: int
+    bits: int
+    group_size: int
+    zero: str = "middle"
+    outliers: int = 0
+    bias: bool = False
+    half: bool = False
+
+    def __str__(self) -> str:
+        parts = [f"{self.in_features}x{self.out_features}", f"b{self.bits}", f"g{self.group_size}", self.zero]
+        return "-".join(parts + [n for n in ("outliers", "bias", "half") if getattr(self, n)])
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        names = ("in_features", "out_features", "bits", "group_size")
+        return {name: getattr(self, name) for name in names}
+
+
+SHAPES = [  # in_features, out_features, group_size
+    (256, 48, 64),
+    (100, 33, 32),  # neither groups nor tiles are whole
+    (7, 5, 16),
+    (1, 1, 1),
+    (300, 70, 128),
+    (1100, 20, 1100),  # one group that is not a multiple of 16, and longer than a panel
+    (1552, 16, 48),
+    (640, 130, 32),
+    (1300, 17, 1024),  # a group of several panels, and a part of one
+]
+EXTRAS = [
+    dict(zero="middle", bias=True),
+    dict(zero="integer", half=True),
+    dict(zero="float", outliers=1),
+    dict(zero="integer", outliers=3, bias=True),
+]
+# Every shape with every number of bits, and two of the extras in turn.
+CASES = [
+    Case(k, n, bits, group, **{**extra, "outliers": min(extra.get("outliers", 0), k)})
+    for i, (k, n, group) in enumerate(SHAPES)
+    for j, bits in enumerate((8, 4, 2))
+    for extra in EXTRAS[(i + j) % 2 :: 2]
+]
+
+
+def make_weight(case: Case, seed: int = 0) -> LinearInputs:
+    rng = np.random.default_rng(seed)
+    rows, columns, groups = case.out_features, case.in_features, -(-case.in_features // case.group_size)
+    codes = rng.integers(0, 2**case.bits, (rows, columns), dtype=np.uint8)
+    codes[0] = 2**case.bits - 1  # the largest sums
+    scales = (rng.standard_normal((rows, groups)) / 64).astype(np.float16 if case.half else np.float32)
+    zeros = {
+        "middle": None,
+        "integer": rng.integers(0, 2**case.bits, (rows, groups), dtype=np.uint8),
+        "float": (rng.random((rows, groups)) * 2**case.bits).astype(np.float32),
+    }[case.zero]
+    chosen = np.sort(rng.choice(columns, case.outliers, replace=False)).astype(np.int64)
+    weights = rng.standard_normal((rows, case.outliers)).astype(np.float32)
+    bias = rng.standard_normal(rows).astype(np.float32) if case.bias else None
+    return linear_inputs(
+        codes, scales, bits=case.bits, zeros=zeros, bias=bias, outlier_columns=chosen, outlier_weights=weights
+    )
+
+
+def make_rows(case: Case, count: int, seed: int = 1) -> np.ndarray:
+    """Normal rows and, from the third on, awkward ones: equal values that give the largest codes, ties between two
+    codes, an outlier, subnormal numbers, zeros of both signs, and values that are not finite."""
+    rng, k = np.random.default_rng(seed), case.in_features
+    x = rng.standard_normal((count, k)).astype(np.float32)
+    makers = [
+        lambda: np.full(k, -3.5, np.float32),
+        lambda: np.concatenate([[127], rng.integers(-252, 253, k) / 2])[:k].astype(np.float32),
+        lambda: np.where(np.arange(k) == k // 2, 1e6, x[0]).astype(np.float32),
+        lambda: x[0] * np.float32(1e-40),
+        lambda: np.where(np.arange(k) % 2, 0.0, -0.0).astype(np.float32),
+        lambda: np.where(np.arange(k) == k - 1, np.nan, x[0]).astype(np.float32),
+        lambda: np.where(np.arange(k) == 0, -np.inf, x[0]).astype(np.float32),
+        lambda: x[0] * np.float32(1e33),
+    ]
+    for row in range(2, count):
+        if row < 2 + len(makers):
+            x[row] = makers[row - 2]()
+    return x
+
+
+def defined(case: Case, weight: LinearInputs, x: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore", over="ignore"):
+        return qlinear(x, weight, out_features=case.out_features, bits=case.bits, group_size=case.group_size)
