@@ -46,10 +46,10 @@ def register(session_options: SessionOptions) -> bool:
 
 
 def simd() -> str | None:
-    """The variant in use ("avx512_vnni", "avx512", "avx2" or "portable"), or None without a library.
+    """The variant in use ("amx", "avx512_vnni", "avx512", "avx_vnni", "avx2" or "portable"), or None without a library.
 
-    "avx512_vnni" computes attention over int8 and int4 caches in integers, to about 2e-4 in a score (see
-    csrc/fixed_attention.h); everything else, and everything in the other variants, is float32.
+    "amx" and "avx512_vnni" compute attention over int8 and int4 caches in integers, to about 2e-4 in a score (see
+    csrc/fixed_attention.h); in the other variants it is float32. QLinear gives the same bits in all of them.
     """
     path = library_path()
     if path is None:

@@ -138,9 +138,23 @@ DLM_EDGE_INLINE void Finish(const ProductTask& task, int64_t row, int64_t tile, 
   if (!is_whole) memcpy(y, out, left * sizeof(float));
 }
 
+// The codes of the next panel, a part of them with each row tile. While several row tiles use a panel nothing else is
+// read, so that the next one would be waited for; a single row tile reads fast enough to be fetched for by itself.
+struct Ahead {
+  const uint8_t* codes;
+  int64_t tile_stride, bytes;  // of each tile
+
+  DLM_EDGE_INLINE void Fetch(int n_tiles, int64_t part, int64_t n_parts) const {
+    const int64_t begin = bytes * part / n_parts / kVector * kVector;
+    const int64_t end = bytes * (part + 1) / n_parts / kVector * kVector;
+    for (int c = 0; c < n_tiles; ++c)
+      for (int64_t i = begin; i < end; i += kVector) __builtin_prefetch(codes + c * tile_stride + i, 0, 2);
+  }
+};
+
 // C tiles of columns, times rows of whole row tiles (kBlockRows of them at most).
 template <int C, int bits>
-void MultiplyTiles(const ProductTask& task, int64_t row_begin, int64_t row_end, int64_t tile) {
+void MultiplyTiles(const ProductTask& task, int64_t row_begin, int64_t row_end, int64_t tile, bool has_next) {
   static thread_local Scratch scratch;
   constexpr int width = C * kTileColumns;
   const LinearWeight& weight = *task.weight;
@@ -156,6 +170,7 @@ void MultiplyTiles(const ProductTask& task, int64_t row_begin, int64_t row_end, 
   const int64_t step = rounded.form.unit > 16 ? rounded.form.unit : 16;
   const int64_t all_k = (weight.in_features + step - 1) / step * step;
   const int64_t tile_bytes = rounded.filled_k * kTileColumns * bits / 8;
+  const int64_t n_row_tiles = (n_rows + kRows - 1) / kRows;
   const bool unpacks = bits != 8 && (n_rows > kRows || kAlwaysUnpacks);
   GroupNumbers numbers;
   for (int64_t g = 0; g < weight.n_groups; ++g) {
@@ -164,8 +179,12 @@ void MultiplyTiles(const ProductTask& task, int64_t row_begin, int64_t row_end, 
     const int64_t end = g + 1 == weight.n_groups ? all_k : begin + weight.group_size;
     for (int64_t k = begin; k < end; k += kPanelK) {
       const int64_t count = end - k < kPanelK ? end - k : kPanelK;
+      const int64_t panel_bytes = count * kTileColumns * bits / 8;
       const uint8_t* codes = weight.codes + tile * tile_bytes + k * kTileColumns * bits / 8;
       int64_t stride = tile_bytes;
+      const bool is_last = k + count >= all_k, fetches = n_row_tiles > 1 && (has_next || !is_last);
+      const Ahead next = {is_last ? weight.codes + (tile + C) * tile_bytes : codes + panel_bytes, tile_bytes,
+                          fetches ? panel_bytes : 0};
       if (unpacks) {
         for (int c = 0; c < C; ++c) Unpack<bits>(codes + c * tile_bytes, count, unpacked + c * count * kTileColumns);
         codes = unpacked;
@@ -174,6 +193,7 @@ void MultiplyTiles(const ProductTask& task, int64_t row_begin, int64_t row_end, 
       for (int64_t row = row_begin; row < row_end; row += kRows) {
         const int64_t r = row_end - row < kRows ? row_end - row : kRows;
         const int64_t at = (row - row_begin) * width;
+        next.Fetch(C, (row - row_begin) / kRows, n_row_tiles);
         const PanelTask panel = {rounded.codes + (row * rounded.filled_k + k * r) * rounded.form.code_bytes(), codes, stride, count,
                                  rounded.sums + row * weight.n_groups + g * r, numbers.zeros, numbers.scales,
                                  weight.float_zeros == nullptr ? nullptr : numbers.float_zeros, partial + at,
@@ -198,8 +218,9 @@ void MultiplyBits(const ProductTask& task) {
   for (int64_t row = task.row_begin; row < task.row_end; row += block) {
     const int64_t end = task.row_end - row < block ? task.row_end : row + block;
     int64_t tile = task.tile_begin;
-    for (; tile + kTiles <= task.tile_end; tile += kTiles) MultiplyTiles<kTiles, bits>(task, row, end, tile);
-    for (; tile < task.tile_end; ++tile) MultiplyTiles<1, bits>(task, row, end, tile);
+    for (; tile + kTiles <= task.tile_end; tile += kTiles)
+      MultiplyTiles<kTiles, bits>(task, row, end, tile, tile + 2 * kTiles <= task.tile_end);
+    for (; tile < task.tile_end; ++tile) MultiplyTiles<1, bits>(task, row, end, tile, tile + 1 < task.tile_end);
   }
 }
 
