@@ -7,6 +7,7 @@ for the outliers, whose product is a MatMul. Codes and zeros are constants of th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import onnx
 from onnx import TensorProto, helper
@@ -49,7 +50,7 @@ def node(
         bias=len(weight.bias) > 0,
         outliers=len(weight.outlier_columns) > 0,
     )
-    sizes = dict(zip(ATTRIBUTES, (in_features, out_features, bits, group_size), strict=True))
+    sizes: dict[str, Any] = dict(zip(ATTRIBUTES, (in_features, out_features, bits, group_size), strict=True))
     return helper.make_node(OPERATOR, inputs, [output], name=name, domain=DOMAIN, overload=chosen, **sizes)
 
 

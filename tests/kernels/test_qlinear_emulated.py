@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from dlm_edge import kernels
-
 from tests.kernels.linear_cases import CASES, Case, defined, make_rows, make_weight
 
 HERE = Path(__file__).resolve().parent
