@@ -13,19 +13,28 @@ import numpy as np
 
 from dlm_edge import __version__
 from dlm_edge.artifacts import resolve_bundle
+from dlm_edge.bundle import open_bundle
 from dlm_edge.decoding import decoding_settings, shown
 from dlm_edge.memory import peak_rss_bytes
+from dlm_edge.roofline import Roofline, measure_roofline
+from dlm_edge.roofline.measure import step_seconds
 from dlm_edge.runtime import Engine, Result
 
 
 class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Keys of `dlm-edge bench --json`. `spread` is the slowest over the fastest repeat."""
+    """Keys of `dlm-edge bench --json`. `spread` is the slowest over the fastest repeat.
+
+    `time_by_phase`: seconds of all timed requests in prefill and in steps; with a roofline also seconds of one step over the
+    longest prompt, whose parts "step.linear" and so on add up to "step". `notes`: what was not measured, and why.
+    """
 
     machine: dict[str, Any]
     versions: dict[str, str]
     setting: dict[str, Any]
     rows: list[dict[str, Any]]
     time_by_phase: dict[str, float]
+    roofline: Roofline | None
+    notes: list[str]
 
 
 def benchmark(
@@ -39,11 +48,13 @@ def benchmark(
     options: Mapping[str, Any] | None = None,
     attention: Sequence[Mapping[str, Any]] = ({"attention": "dense"},),
     seed: int = 0,
+    roofline: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> BenchReport:
     """Generate exactly `new_tokens` after random prompts of each length; one warm-up, then the median of `repeats`.
 
     `options`: the sampler's own settings; `attention`: settings of each policy to be timed, such as {"attention": "losa", "budget": 256}; a row for each.
+    `roofline`: attribute the time of a pass, and compare it with the peaks of this machine (dlm_edge/roofline).
 
     Random prompts say nothing about quality, and how many tokens a step commits on them is not what real text gives:
     compare `seconds_per_forward`, or use `sampler="static"`.
@@ -55,7 +66,9 @@ def benchmark(
     decoding = decoding_settings(sampler, options or {})
     rows = []
     phases: dict[str, float] = {"prefill": 0.0, "steps": 0.0}
-    with Engine.open(resolve_bundle(artefact), threads=threads) as engine:
+    answer: Roofline | str = ""
+    bundle = open_bundle(resolve_bundle(artefact))
+    with Engine.open(bundle.path, threads=threads) as engine:
         usable = np.setdiff1d(np.arange(engine.spec.vocab_size), reserved_ids(engine))
         for n in prompt_tokens:
             prompt = rng.choice(usable, n).tolist()
@@ -71,12 +84,27 @@ def benchmark(
                 rows.append(dict(policy) | summarise(n, new_tokens, timed))
                 phases["prefill"] += sum(r.prefill_seconds for r in timed)
                 phases["steps"] += sum(r.seconds - r.prefill_seconds for r in timed)
+        if roofline:
+            answer = measure_roofline(
+                engine,
+                bundle,
+                threads=threads,
+                prompt_tokens=max(prompt_tokens),
+                settings=decoding,
+                seed=seed,
+                say=say,
+            )
+    measured = answer if isinstance(answer, Roofline) else None
+    if measured is not None:
+        phases |= step_seconds(measured)
     return BenchReport(
         machine={"processor": processor(), "system": platform.platform(), "threads": threads},
         versions={"dlm-edge": __version__, "onnxruntime": onnxruntime.__version__, "python": platform.python_version()},
         setting={"sampler": shown(decoding), "repeats": repeats},
         rows=rows,
         time_by_phase=phases,
+        roofline=measured,
+        notes=[answer] if isinstance(answer, str) and answer else [],
     )
 
 

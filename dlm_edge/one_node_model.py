@@ -1,6 +1,6 @@
 """An ONNX model of one node, written byte by byte: the runtime can test its operators without the package onnx.
 
-Field numbers are those of onnx.proto (ModelProto, GraphProto, NodeProto, AttributeProto, ValueInfoProto); the encoding is
+Field numbers are those of onnx.proto (ModelProto, GraphProto, NodeProto, AttributeProto, ValueInfoProto, TensorProto); the encoding is
 that of protocol buffers: a key (field number, wire type), then a varint or a length and bytes.
 """
 
@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 IR_VERSION, OPSET = 11, 24
-ELEMENT_TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int64": 7, "float16": 10}
+ELEMENT_TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "float16": 10}
 ATTRIBUTE_INT, ATTRIBUTE_STRING = 2, 3
 
 
@@ -22,16 +23,25 @@ def one_node_model(
     *,
     overload: str = "",
     attributes: Mapping[str, int | str] | None = None,
+    constants: Mapping[str, NDArray[np.generic]] | None = None,
 ) -> bytes:
-    """`operator` is (name, domain, version). No shapes are declared: the node sees whatever is passed."""
+    """`operator` is (name, domain, version). No shapes are declared: the node sees whatever is passed.
+
+    `constants` are its last inputs, as initializers: ONNX Runtime packs them once, when the session is opened.
+    """
     name, domain, version = operator
-    node = texts(1, inputs) + texts(2, outputs) + text(4, name) + text(7, domain) + text(8, overload)
+    constants = constants or {}
+    node = texts(1, [*inputs, *constants]) + texts(2, outputs) + text(4, name) + text(7, domain) + text(8, overload)
     for key, value in (attributes or {}).items():
         kind = number(3, value) if isinstance(value, int) else text(4, value)
         node += block(
             5, text(1, key) + kind + number(20, ATTRIBUTE_INT if isinstance(value, int) else ATTRIBUTE_STRING)
         )
     graph = block(1, node) + text(2, "one_node")
+    for key, array in constants.items():
+        sizes = b"".join(number(1, size) for size in array.shape)
+        kind = number(2, ELEMENT_TYPES[array.dtype.name])
+        graph += block(5, sizes + kind + text(8, key) + block(9, np.ascontiguousarray(array).tobytes()))
     for field, values in ((11, inputs), (12, outputs)):
         for key, dtype in values.items():
             tensor = block(1, number(1, ELEMENT_TYPES[dtype.name]))

@@ -40,24 +40,25 @@ class OpenSession:
     native_operators: bool  # False: the graph's own function bodies run instead of our library
 
 
-def open_session(graph: Path, *, device: str = "auto", threads: int | None = None, target: str = "cpu") -> OpenSession:
-    """`device` auto means the bundle's `target` where this machine has it; threads None is one per core.
+def open_session(
+    graph: Path,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    target: str = "cpu",
+    profile: Path | None = None,
+) -> OpenSession:
+    """`device` auto means the bundle's `target` where this machine has it; threads None is one per core. `profile`: where
+    ONNX Runtime's own profiler writes when the session is told to end it; the file's name begins so.
 
     Raises E-USAGE, E-DEVICE, E-ORT, E-ONNX, E-OP and E-MEM.
     """
     ort = load_onnxruntime()
     chosen = choose_device(device, target, ort.get_available_providers())
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = check_threads(threads)
-    options.inter_op_num_threads = 1
-    # In the order of the graph. The default begins with what the last output needs: nodes that make other outputs run
-    # last, and what they read of every layer stays in memory until then.
-    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-    options.log_severity_level = 3  # errors come as exceptions; warnings would land on the host's stderr
-    for pool in ("intra_op", "inter_op"):  # spinning threads take whole cores from the host between steps
-        options.add_session_config_entry(f"session.{pool}.allow_spinning", "0")
-    # Without VNNI the u8 x s8 kernels add pairs in 16 bits, which saturates; this picks kernels that do not.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    options = session_options(ort, threads)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     from dlm_edge import kernels
     from dlm_edge.kernels.cuda_library import register_cuda
 
@@ -74,6 +75,22 @@ def open_session(graph: Path, *, device: str = "auto", threads: int | None = Non
         message = f"ONNX Runtime could not load its {chosen} provider"
         raise EnvironmentProblem("E-DEVICE", message, "see `dlm-edge doctor`, or --device cpu")
     return OpenSession(session, ort, chosen, native)
+
+
+def session_options(ort: Any, threads: int | None) -> Any:
+    """How every session of this runtime computes."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = check_threads(threads)
+    options.inter_op_num_threads = 1
+    # In the order of the graph. The default begins with what the last output needs: nodes that make other outputs run
+    # last, and what they read of every layer stays in memory until then.
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    options.log_severity_level = 3  # errors come as exceptions; warnings would land on the host's stderr
+    for pool in ("intra_op", "inter_op"):  # spinning threads take whole cores from the host between steps
+        options.add_session_config_entry(f"session.{pool}.allow_spinning", "0")
+    # Without VNNI the u8 x s8 kernels add pairs in 16 bits, which saturates; this picks kernels that do not.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
 
 
 def choose_device(device: str, target: str, available: list[str]) -> str:

@@ -44,7 +44,7 @@ def test_options_go_to_the_policies_that_have_them():
 
 
 def test_bench_says_what_every_policy_read(bundle, capsys):
-    arguments = "--prompt-tokens 64 --new-tokens 16 --repeats 1 --sampler static --attention dense --attention losa"
+    arguments = "--prompt-tokens 64 --new-tokens 16 --repeats 1 --sampler static --attention dense --attention losa --no-roofline"
     assert main(["bench", str(bundle), *arguments.split(), "--budget", "8", "--json"]) == 0
     dense, losa = json.loads(capsys.readouterr().out)["rows"]
     assert (dense["attention"], dense["density"], dense["active_rows"], dense["pages_read"]) == ("dense", 1, 1, 1)

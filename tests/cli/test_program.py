@@ -108,7 +108,18 @@ def test_the_cache_chosen_at_export_is_what_inspect_names(tmp_path, capsys):
 
 
 def test_bench_reports_steps_beside_speed(bundle, capsys):
-    arguments = ["bench", str(bundle), "--prompt-tokens", "9", "--new-tokens", "8", "--repeats", "1", "--json"]
+    arguments = [
+        "bench",
+        str(bundle),
+        "--prompt-tokens",
+        "9",
+        "--new-tokens",
+        "8",
+        "--repeats",
+        "1",
+        "--json",
+        "--no-roofline",
+    ]
     assert main([*arguments, "--sampler", "static"]) == 0
     report = json.loads(capsys.readouterr().out)
     (row,) = report["rows"]
