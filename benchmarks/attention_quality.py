@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as folder:
             for layout in dict.fromkeys(row.layout for row in pending):
                 bundle = Path(folder) / layout.replace(",", "-")
-                dlm_edge.export(model, bundle, cache=layout, accuracy="exact")
+                dlm_edge.export(model, bundle, cache=layout, profile="fp32")
                 with Engine.open(bundle, threads=args.threads) as engine:
                     tokenizer = engine.parts.codec.tokenizer
                     asked = questions(tokenizer, RECORDS[model], args.samples)

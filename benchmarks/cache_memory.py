@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
                 source = write_checkpoint(Path(folder) / "wide", "wide")
             for layout in pending:
                 bundle = Path(folder) / "bundle"
-                dlm_edge.export(source, bundle, cache=layout, accuracy="exact", restart=True)
+                dlm_edge.export(source, bundle, cache=layout, profile="fp32", restart=True)
                 found[layout] = measure(bundle, CONTEXTS[model])
                 files.write_json(args.json, results)
                 print(f"{model:15} {layout:8} {found[layout]}", file=sys.stderr)

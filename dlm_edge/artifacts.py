@@ -14,7 +14,7 @@ from dlm_edge import __version__
 from dlm_edge.bundle import is_bundle, open_bundle
 from dlm_edge.errors import EnvironmentProblem
 
-GRAPH = 2  # one more when exported graphs differ from those of before, which stay valid and lack what is new
+GRAPH = 3  # one more when exported graphs differ from those of before, which stay valid and lack what is new
 
 
 def resolve_bundle(name: str | Path, *, say: Callable[[str], None] | None = None) -> Path:

@@ -15,6 +15,7 @@ from dlm_edge import __version__
 from dlm_edge.artifacts import resolve_bundle
 from dlm_edge.bundle import open_bundle
 from dlm_edge.decoding import decoding_settings, shown
+from dlm_edge.machine import processor
 from dlm_edge.memory import peak_rss_bytes
 from dlm_edge.roofline import Roofline, measure_roofline
 from dlm_edge.roofline.measure import step_seconds
@@ -130,14 +131,3 @@ def summarise(prompt_tokens: int, new_tokens: int, results: Sequence[Result]) ->
         "peak_rss_bytes": peak_rss_bytes(),
         "spread": max(seconds) / min(seconds),
     }
-
-
-def processor() -> str:
-    """The processor's own name where the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor()

@@ -15,7 +15,7 @@ from dlm_edge.families.spec import ModelSpec
 from dlm_edge.nearest import unknown_field
 
 MANIFEST_NAME = "manifest.json"
-MANIFEST_SCHEMA = 2
+MANIFEST_SCHEMA = 3
 FILTER_NAME = "filter.safetensors"  # of the sampler learn2pd, see runtime/learned_filter.py
 MAX_MANIFEST_BYTES = 4 << 20
 
@@ -35,6 +35,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     opset: int
     cache_layout: str  # a name of runtime/layouts
     cache_group: int  # values that share a scale, where the layout has any
+    profile: str  # a name of export/profiles.py: how the packed weights run; empty for cuda
     quantization: dict[str, Any] | None
     nodes: tuple[
         dict[str, Any], ...

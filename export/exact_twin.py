@@ -10,6 +10,8 @@ import onnx
 from onnx import helper
 
 from dlm_edge import files
+from dlm_edge.export.exact_linear import exact_function, exact_linear
+from dlm_edge.kernels.qlinear.function import OPERATOR as Q_LINEAR
 
 
 @contextmanager
@@ -19,6 +21,7 @@ def exact_twin(graph_path: Path) -> Iterator[Path]:
     nodes = [twin_node for node in model.graph.node for twin_node in exact_nodes(node)]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+    model.functions.extend([exact_function(each) for each in model.functions if each.name == Q_LINEAR])
     twin = graph_path.with_name("exact-" + graph_path.name)
     files.write_file(twin, model.SerializeToString())
     try:
@@ -34,6 +37,8 @@ def exact_nodes(node: onnx.NodeProto) -> list[onnx.NodeProto]:
         return [helper.make_node("Identity", node.input, node.output)]
     if node.op_type == "MatMulInteger":
         return float_product(node)
+    if node.op_type == Q_LINEAR:
+        return [exact_linear(node)]
     for attribute in node.attribute:
         if attribute.name == "accuracy_level":
             attribute.i = 0

@@ -29,16 +29,16 @@ from onnx import TensorProto, helper
 from dlm_edge.checkpoint import Checkpoint
 from dlm_edge.export.cache_nodes import Rematerialised, Tensors, WholeSequence, Window, cache_nodes
 from dlm_edge.export.cache_nodes.contract import copies_of
+from dlm_edge.export.embedding import embedding, head
 from dlm_edge.export.external_data import TYPES, ExternalData
+from dlm_edge.export.feed_forward import feed_forward
 from dlm_edge.export.linear import WeightNodes
-from dlm_edge.export.n_bits import Precision
-from dlm_edge.export.nodes import MICROSOFT, GraphBuilder
+from dlm_edge.export.nodes import IR_VERSION, GraphBuilder, opset_imports
+from dlm_edge.export.profiles import Precision
 from dlm_edge.families.spec import ModelSpec
-from dlm_edge.kernels import DOMAIN, OPERATOR_VERSION
+from dlm_edge.kernels import DOMAIN
 from dlm_edge.kernels.select_pages.function import function_proto as select_pages_function
 
-OPSET = 24
-IR_VERSION = 11
 N_NUMBERS = 9  # of the input `policy`
 BOUNDS = ("page_low", "page_high", "page_scale")  # written by the caller alone
 
@@ -57,10 +57,11 @@ class StepGraph:
         self.copies = copies_of(self.cache.takes_copies, self.body)
         self.graph = GraphBuilder(data, precision.body)
         self.weights = WeightNodes(checkpoint, self.graph, precision)
+        self.projected: dict[str, str] = {}  # q, k and v of the present layer, where they are one product
 
     def build(self) -> onnx.ModelProto:
         self.cos, self.sin = self.for_copies(*self.rope(self.positions()))
-        x = self.weights.embedding("input_ids")
+        x = embedding(self.weights, "input_ids")
         for i in range(self.spec.n_layers):
             self.graph.scope = f"layers.{i}."
             x = self.layer(i, x)
@@ -107,14 +108,11 @@ class StepGraph:
         attended = self.attention(i, self.norm(x, f"layers.{i}.attn_norm.weight", "attn_norm"))
         x = g.add("Add", [x, attended], "after_attention")
         h = self.norm(x, f"layers.{i}.mlp_norm.weight", "mlp_norm")
-        gate = self.weights.linear(h, f"layers.{i}.gate.weight", "gate")
-        up = self.weights.linear(h, f"layers.{i}.up.weight", "up")
-        silu = g.add("Mul", [gate, g.add("Sigmoid", [gate], "gate_sigmoid")], "gate_silu")
-        h = g.add("Mul", [silu, up], "gated")
-        return g.add("Add", [x, self.weights.linear(h, f"layers.{i}.down.weight", "down")], "after_mlp")
+        return g.add("Add", [x, feed_forward(self.weights, i, h)], "after_mlp")
 
     def attention(self, i: int, h: str) -> str:
         g = self.graph
+        self.project_at_once(i, h)
         q = self.rotated(self.heads(i, self.project(i, h, "q"), "q"), self.cos, self.sin, "q_rope")
         policy = g.add("Gather", ["policy", g.index(i)], "policy", axis=0)
         chosen = ("", "") if self.is_whole else self.select(i, q, policy)
@@ -136,16 +134,30 @@ class StepGraph:
         )
         return active, pages
 
+    def project_at_once(self, i: int, h: str) -> None:
+        """q, k and v of the window as one product with their biases, where their weights have one form."""
+        g, spec = self.graph, self.spec
+        if not self.cache.projects_window_only:
+            return
+        roles = [f"layers.{i}.{kind}.weight" for kind in "qkv"]
+        biases = [role.replace("weight", "bias") for role in roles] if spec.qkv_bias else []
+        together = self.weights.side_by_side(h, roles, "qkv", biases)
+        if together is not None:
+            self.projected = {kind: f"layers.{i}.{kind}" for kind in "qkv"}
+            widths = g.integers(spec.q_width, spec.kv_width, spec.kv_width)
+            g.add("Split", [together, widths], "q", more=[self.projected["k"], self.projected["v"]], axis=-1)
+
     def project(self, i: int, h: str, kind: str) -> str:
-        """[B, rows, heads * head_dim] before the bias."""
-        return self.weights.linear(h, f"layers.{i}.{kind}.weight", kind)
+        """[B, rows, heads * head_dim], before the bias unless it is one of `projected`."""
+        done = f"layers.{i}.{kind}"
+        return done if done in self.projected.values() else self.weights.linear(h, f"layers.{i}.{kind}.weight", kind)
 
     def heads(self, i: int, projected: str, kind: str) -> str:
         """Bias, then [B, heads, rows, head_dim], normalised per head where the family does so."""
         g, spec = self.graph, self.spec
         count = spec.n_heads if kind == "q" else spec.n_kv_heads
         x = projected
-        if spec.qkv_bias:
+        if spec.qkv_bias and x not in self.projected.values():
             x = g.add("Add", [x, self.weights.plain(f"layers.{i}.{kind}.bias")], f"{kind}_biased")
         x = g.add("Reshape", [x, g.integers(0, 0, count, spec.head_dim)], f"{kind}_split")
         if spec.qk_norm and kind != "v":
@@ -168,8 +180,7 @@ class StepGraph:
         rows = g.add("Reshape", [x, g.integers(-1, self.spec.hidden_size)], "hidden_rows")
         rows = g.add("Gather", [rows, "logit_rows"], "logit_hidden_rows", axis=0)
         rows = self.norm(rows, "final_norm.weight", "final_norm")
-        logits = self.weights.head(rows, self.spec.vocab_size)
-        g.add("Cast", [logits], "logits", to=TensorProto.FLOAT)
+        g.add("Cast", [head(self.weights, rows)], "logits", to=TensorProto.FLOAT)
 
     def model(self) -> onnx.ModelProto:
         numbers = () if self.is_whole else ("start", "cache_len", "attn_block", *self.cache.numbers)
@@ -189,14 +200,14 @@ class StepGraph:
             outputs += [tensor(f"{name}.{i}", of) for name, of in self.cache.stored(i, self.spec, self.body).items()]
             outputs.append(tensor(f"stats.{i}", (TensorProto.FLOAT, [4])))
         graph = helper.make_graph(self.graph.nodes, "step", inputs, outputs, self.graph.initializers)
-        opsets = [("", OPSET), (MICROSOFT, 1), (DOMAIN, OPERATOR_VERSION)]
         return helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid(domain, version) for domain, version in opsets],
+            opset_imports=opset_imports(),
             ir_version=IR_VERSION,
             functions=[
                 *([] if self.is_whole else [select_pages_function()]),
                 *self.cache.functions(self.spec.n_layers),
+                *self.graph.functions.values(),
             ],
             producer_name="dlm-edge",
         )

@@ -1,30 +1,31 @@
-"""How a stored weight becomes nodes: linears of every form, the embedding, and the head."""
+"""How a stored weight of a layer becomes nodes, in every form."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from dlm_edge.checkpoint import Checkpoint
 from dlm_edge.export.int8_linear import RoundedRows, integer_linear
-from dlm_edge.export.n_bits import Precision, block_of, choose_form, n_bits, stored_codes
+from dlm_edge.export.n_bits import block_of, choose_form, n_bits
 from dlm_edge.export.nodes import MICROSOFT, GraphBuilder
+from dlm_edge.export.profiles import INT8_KERNELS, Kernel, Precision
+from dlm_edge.export.q_linear import q_linear, runs_as_q_linear, stacked
 from dlm_edge.quantized import (
     CODEBOOK_BLOCK,
     CodebookTensor,
     LayerRecord,
     PackedWeight,
     QuantizedTensor,
-    container_bits,
     dequantize,
-    pack_codes,
 )
 
+Q_LINEAR = {"form": "QLinear", "activations": "int8"}  # in the manifest
 CODEBOOK_TYPES = {"fp4": 0, "nf4": 1}  # quant_type of MatMulBnb4
 SLOW_CODEBOOK = (
     "weights are {}: ONNX Runtime's CPU kernel for it is several times slower than that of "
@@ -46,6 +47,9 @@ class WeightNodes:
         """How many weights run otherwise than their form promises, and why."""
         return [f"{count} {text}" for text, count in self._notices.items()]
 
+    def notice(self, text: str) -> None:
+        self._notices[text] += 1
+
     def load(self, role: str) -> NDArray[Any]:
         """In the body's dtype; the largest weights of a model are gigabytes, so they are not copied for nothing."""
         return self.checkpoint.load(role).astype(self.precision.body, copy=False)
@@ -66,61 +70,105 @@ class WeightNodes:
     def packed_linear(
         self, x: str, role: str, tensor: PackedWeight, record: LayerRecord, name: str, bias: str | None = None
     ) -> str:
+        kernel = kernel_of(self.precision.kernel, role, tensor, record)
+        self.tell(record)
+        entry = self.entry(role, tensor)
+        if kernel == "qlinear":
+            assert isinstance(tensor, QuantizedTensor)
+            self.quantized.append(entry | Q_LINEAR)
+            return q_linear(self.graph, x, role, tensor, name, None if bias is None else self.load(bias))
         g, addends = self.graph, [] if bias is None else [self.plain(bias)]
-        entry: dict[str, Any] = {"name": role, "bits": tensor.bits, "zero": "symmetric", "accuracy_level": 0}
-        if isinstance(tensor, CodebookTensor):
-            entry |= {"form": "MatMulBnb4", "group_size": CODEBOOK_BLOCK, "activations": "float"}
+        if kernel == "float":
+            out = self.unpacked(x, role, tensor, name, entry)
+        elif isinstance(tensor, CodebookTensor):
             out = self.codebook(x, role, tensor, name)
         else:
-            entry |= {"group_size": tensor.group_size, "zero": tensor.zero_kind}
             if tensor.outliers is not None:
                 columns = g.weight(role + ".outlier_columns", tensor.outliers.columns)
                 chosen = g.add("Gather", [x, columns], name + "_outliers", axis=-1)
                 table = g.weight(role + ".outliers", tensor.outliers.weights.T.astype(self.precision.body))
                 addends.append(g.add("MatMul", [chosen, table], name + "_outlier_product"))
-            out = self.integers(x, role, tensor, record, name, entry)
+            out = self.integers(x, role, tensor, record, kernel, name, entry)
         self.quantized.append(entry)
         for n, addend in enumerate(addends):
             out = g.add("Add", [out, addend], f"{name}_sum{n}")
         return out
 
+    def tell(self, record: LayerRecord) -> None:
+        """Notices for a weight that does not run as the profile, or as its record, promises."""
+        wanted = self.precision.kernel
+        if wanted in INT8_KERNELS and record.activations == "exact":
+            self.notice("weights keep float activations, as quantizing measured outliers that need it")
+        if wanted not in INT8_KERNELS and record.activations == "int8":
+            what = "this target" if self.precision.body != np.float32 else "this profile"
+            self.notice(f"weights were made for int8 activations, which {what} keeps in float")
+
+    @staticmethod
+    def entry(role: str, tensor: PackedWeight) -> dict[str, Any]:
+        """What the manifest says of a packed weight."""
+        entry: dict[str, Any] = {"name": role, "bits": tensor.bits, "zero": "symmetric", "accuracy_level": 0}
+        if isinstance(tensor, CodebookTensor):
+            return entry | {"form": "MatMulBnb4", "group_size": CODEBOOK_BLOCK, "activations": "float"}
+        return entry | {"group_size": tensor.group_size, "zero": tensor.zero_kind}
+
+    def unpacked(self, x: str, role: str, tensor: PackedWeight, name: str, entry: dict[str, Any]) -> str:
+        """As a float product, outlier columns included."""
+        entry |= {"form": "MatMul", "activations": "float"}
+        return self.graph.add(
+            "MatMul", [x, self.graph.weight(role, dequantize(tensor).T.astype(self.precision.body))], name
+        )
+
     def integers(
-        self, x: str, role: str, tensor: QuantizedTensor, record: LayerRecord, name: str, entry: dict[str, Any]
+        self,
+        x: str,
+        role: str,
+        tensor: QuantizedTensor,
+        record: LayerRecord,
+        kernel: Kernel,
+        name: str,
+        entry: dict[str, Any],
     ) -> str:
-        """The product without outlier columns. Int8 activations are part of a checkpoint that was made for them; a
-        float16 body has no kernel for them and keeps its activations, which is nearer to the original."""
-        g, precision = self.graph, self.precision
-        round_rows = record.activations == "int8" and precision.body == np.float32
-        if record.activations == "int8" and not round_rows:
-            self._notices["weights were made for int8 activations, which this target keeps in float16"] += 1
-        runnable = block_of(tensor) is not None
-        form = choose_form(tensor, precision, role, keep=round_rows)
-        if record.activations == "exact" and form.accuracy_level:
-            form = choose_form(tensor, precision, role, keep=True)
-            self._notices["weights keep float activations, as quantizing measured outliers that need it"] += 1
-        rounded_inside = runnable and form.accuracy_level > 0
-        if tensor.outliers is not None and tensor.zero_kind != "float" and (round_rows or rounded_inside):
+        """The product without outlier columns."""
+        g = self.graph
+        round_rows = kernel == "integer" or record.activations == "int8" and kernel == "blocks"
+        form = choose_form(tensor, self.precision, role, keep=round_rows or kernel == "n_bits")
+        rounds = round_rows or block_of(tensor) is not None and form.accuracy_level > 0
+        if tensor.outliers is not None and tensor.zero_kind != "float" and rounds:
             x = self._rounded.without(x, tensor.outliers.columns, tensor.shape[1])
         if tensor.order is not None:
             x = g.add("Gather", [x, g.weight(role + ".order", tensor.order)], name + "_ordered", axis=-1)
         entry["activations"] = "int8" if round_rows else "float"
-        if round_rows and tensor.bits == 8 and tensor.scales.shape[1] == 1 and tensor.zero_kind != "float":
+        if kernel == "integer":
             entry["form"] = "MatMulInteger"
             return integer_linear(g, self._rounded, x, role, tensor, name)
         if round_rows:
             x = self._rounded.dequantized(x)
-        if runnable:
-            entry |= {"form": "MatMulNBits", "accuracy_level": form.accuracy_level}
-            return n_bits(g, x, role, tensor, form, name)
-        entry["form"] = "MatMul"
-        self._notices[f"weights run in float: no kernel for groups of {tensor.group_size}"] += 1
-        weight = dequantize(replace(tensor, order=None, outliers=None))
-        return g.add("MatMul", [x, g.weight(role, weight.T.astype(precision.body))], name)
+        if block_of(tensor) is None:
+            entry["form"] = "MatMul"
+            self.notice(f"weights run in float: no kernel for groups of {tensor.group_size}")
+            weight = dequantize(replace(tensor, order=None, outliers=None))
+            return g.add("MatMul", [x, g.weight(role, weight.T.astype(self.precision.body))], name)
+        entry |= {"form": "MatMulNBits", "accuracy_level": form.accuracy_level}
+        return n_bits(g, x, role, tensor, form, name)
+
+    def side_by_side(self, x: str, roles: Sequence[str], name: str, biases: Sequence[str] = ()) -> str | None:
+        """x times several weights as one QLinear, their outputs one after the other; None where that cannot be."""
+        packed = [self.checkpoint.load_packed(role) for role in roles]
+        records = [self.checkpoint.layer_record(role) for role in roles]
+        tensors = [tensor for tensor in packed if isinstance(tensor, QuantizedTensor)]
+        kept = any(record is None or record.activations == "exact" for record in records)
+        whole = None if kept or len(tensors) < len(roles) or self.precision.kernel != "qlinear" else stacked(tensors)
+        if whole is None:
+            return None
+        self.quantized += [self.entry(role, tensor) | Q_LINEAR for role, tensor in zip(roles, tensors, strict=True)]
+        bias = np.concatenate([self.load(role) for role in biases]) if biases else None
+        role = "_".join([roles[0].removesuffix(".weight"), *(each.split(".")[-2] for each in roles[1:])])
+        return q_linear(self.graph, x, role, whole, name, bias)
 
     def codebook(self, x: str, role: str, tensor: CodebookTensor, name: str) -> str:
         """bitsandbytes' layout is that of MatMulBnb4, bit for bit."""
         if self.precision.body == np.float32:
-            self._notices[SLOW_CODEBOOK.format(tensor.format)] += 1
+            self.notice(SLOW_CODEBOOK.format(tensor.format))
         magnitudes = tensor.magnitudes.astype(self.precision.body)
         inputs = [
             x,
@@ -132,66 +180,17 @@ class WeightNodes:
             block_size=CODEBOOK_BLOCK, quant_type=CODEBOOK_TYPES[tensor.format],
         )  # fmt: skip
 
-    def embedding(self, ids: str) -> str:
-        packed = self.checkpoint.load_packed("embed.weight")
-        if packed is None or not can_gather(packed):
-            if packed is not None:
-                self._notices["embedding runs in float: no kernel for its form"] += 1
-            return self.graph.add("Gather", [self.plain("embed.weight"), ids], "embed")
-        assert isinstance(packed, QuantizedTensor)
-        width = container_bits(packed.bits)
-        inputs = [
-            self.graph.weight("embed.weight.codes", stored_codes(packed).reshape(packed.shape[0], -1)),
-            ids,
-            self.graph.weight("embed.weight.scales", packed.scales.astype(self.precision.body)),
-        ]
-        if packed.zero_kind == "integer":
-            assert packed.zeros is not None
-            inputs.append(self.graph.weight("embed.weight.zeros", pack_codes(packed.zeros.astype(np.uint8), width)))
-        return self.graph.add(
-            "GatherBlockQuantized", inputs, "embed", domain=MICROSOFT, bits=width,
-            block_size=packed.group_size, gather_axis=0, quantize_axis=1,
-        )  # fmt: skip
 
-    def head(self, x: str, vocab_size: int) -> str:
-        """Logits [R, vocab_size] of rows x [R, hidden]; padding rows of the vocabulary are not computed.
-
-        A plain tied head shares the embedding's bytes, which the external data file stores once.
-        """
-        role = "embed.weight" if self.checkpoint.spec.tied_head else "head.weight"
-        packed, record = self.checkpoint.load_packed(role), self.checkpoint.layer_record(role)
-        if packed is not None and record is not None:
-            if record.activations == "int8":  # ReduceMax does not stand an input without rows, and R may be 0
-                self._notices["head was made for int8 activations, which it keeps in float"] += 1
-                record = msgspec.structs.replace(record, activations="float")
-            return self.packed_linear(x, "head.weight", first_rows(packed, vocab_size), record, "logits_body")
-        if role == "head.weight" or self.checkpoint.shape(role)[0] == vocab_size:
-            table = self.graph.weight("head.weight", self.load(role)[:vocab_size])
-            return self.graph.add("Gemm", [x, table], "logits_body", transB=1)
-        logits = self.graph.add("Gemm", [x, "embed.weight"], "logits_padded", transB=1)
-        bounds = [self.graph.integers(0), self.graph.integers(vocab_size), self.graph.integers(1)]
-        return self.graph.add("Slice", [logits, *bounds], "logits_body")
-
-
-def can_gather(packed: PackedWeight) -> bool:
-    """Whether GatherBlockQuantized reads this form; its blocks are powers of two from 16 up."""
-    if isinstance(packed, CodebookTensor) or packed.zero_kind == "float":
-        return False
-    size = packed.group_size
-    return packed.order is None and packed.outliers is None and size >= 16 and size & (size - 1) == 0
-
-
-def first_rows(packed: PackedWeight, count: int) -> PackedWeight:
-    """The first `count` rows; a codebook's blocks may run from one row into the next, so it keeps the block begun."""
-    if isinstance(packed, CodebookTensor):
-        size = count * packed.shape[1]
-        codes, magnitudes = packed.packed[: -(-size // 2)], packed.magnitudes[: -(-size // CODEBOOK_BLOCK)]
-        return CodebookTensor(codes, magnitudes, (count, packed.shape[1]), packed.format)
-    outliers = packed.outliers
-    return replace(
-        packed,
-        packed=packed.packed[:count],
-        scales=packed.scales[:count],
-        zeros=None if packed.zeros is None else packed.zeros[:count],
-        outliers=None if outliers is None else replace(outliers, weights=outliers.weights[:count]),
-    )
+def kernel_of(wanted: Kernel, role: str, tensor: PackedWeight, record: LayerRecord) -> Kernel:
+    """The profile's kernel, unless the weight or its record does not allow it."""
+    if wanted == "float" or isinstance(tensor, CodebookTensor):
+        return "float" if wanted == "float" else "n_bits"
+    if wanted in INT8_KERNELS and record.activations == "exact":
+        wanted = "n_bits"
+    if wanted == "qlinear" and runs_as_q_linear(tensor):
+        return wanted
+    # ReduceMax, in the rounding of rows, does not stand an input without rows, and no logits may be asked for.
+    whole = tensor.bits == 8 and tensor.scales.shape[1] == 1 and tensor.zero_kind != "float" and role != "head.weight"
+    if whole and (wanted == "integer" or wanted == "blocks" and record.activations == "int8"):
+        return "integer"
+    return "n_bits" if wanted == "n_bits" else "blocks"

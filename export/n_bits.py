@@ -25,22 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlm_edge.export.nodes import MICROSOFT, GraphBuilder
+from dlm_edge.export.profiles import Precision
 from dlm_edge.quantized import QuantizedTensor, container_bits, middle_code, pack_codes
 
 LARGEST_BLOCK = 256
 CUT_BLOCK = 128  # of groups that the kernel does not take; its fastest block
 INT8_BLOCKS_OF_2_BITS = (32, 64, 128)  # others run as level 0, whatever is asked for
-
-
-@dataclass(frozen=True, slots=True)
-class Precision:
-    """`body` is the dtype of activations and of weights that are not packed.
-
-    `int8_activations` allows MatMulNBits to round activations to int8 (accuracy_level 4) where that is harmless.
-    """
-
-    body: np.dtype[Any]
-    int8_activations: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,17 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from dlm_edge.export.external_data import ExternalData
+from dlm_edge.kernels import DOMAIN, OPERATOR_VERSION
 
 MICROSOFT = "com.microsoft"
+OPSET = 24
+IR_VERSION = 11
+
+
+def opset_imports() -> list[onnx.OperatorSetIdProto]:
+    """Of every model written here."""
+    versions = {"": OPSET, MICROSOFT: 1, DOMAIN: OPERATOR_VERSION}
+    return [helper.make_opsetid(domain, version) for domain, version in versions.items()]
 
 
 class GraphBuilder:
@@ -22,6 +31,7 @@ class GraphBuilder:
         self.data, self.float_dtype = data, float_dtype
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
+        self.functions: dict[tuple[str, str], onnx.FunctionProto] = {}  # of weights, by operator and overload
         self.scope = ""
         self._constants: set[str] = set()
 

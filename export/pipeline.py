@@ -19,8 +19,10 @@ from dlm_edge.checkpoint.chat_template import read_chat_template
 from dlm_edge.errors import ResourceError, UsageProblem
 from dlm_edge.export.card import model_card
 from dlm_edge.export.external_data import ExternalData, data_path
-from dlm_edge.export.graph import OPSET, StepGraph
-from dlm_edge.export.n_bits import Precision
+from dlm_edge.export.graph import StepGraph
+from dlm_edge.export.measured_profile import NO_CHOICE, Choice, choose_profile
+from dlm_edge.export.nodes import OPSET
+from dlm_edge.export.profiles import AUTO, Precision, check_profile
 from dlm_edge.export.verify import make_prompts, verify
 from dlm_edge.files import free_bytes
 from dlm_edge.journal import JOURNAL
@@ -31,13 +33,13 @@ from dlm_edge.work_folder import WorkFolder
 GRAPH_NAME = "model.onnx"
 COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE", "LICENSE.txt", "LICENSE.md")
 TARGETS = ("cpu", "cuda")
-ACCURACIES = ("fast", "exact")
 
 
 class ExportReport(msgspec.Struct, frozen=True, kw_only=True):
     """Keys of `dlm-edge export --json`."""
 
     output: str
+    profile: str  # empty for CUDA
     size_bytes: int
     opset: int
     operator_version: int
@@ -52,27 +54,27 @@ def export(
     out: str | Path,
     *,
     target: str = "cpu",
-    accuracy: str = "fast",
+    profile: str = AUTO,
     cache: str = "kv",
     restart: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> ExportReport:
     """Write the bundle `out`; nothing stands under that name before the graph agreed with the source model.
 
-    `accuracy` fast lets packed layers of a CPU bundle round their activations to int8, exact never does (slower).
+    `profile` of a CPU bundle is one of profiles.py; auto times those that fit the checkpoint on this machine.
     `cache` is a layout of runtime/layouts with an optional group, such as kv-int4,group=64; kv is that of the target.
-    `restart` replaces an existing bundle. Raises E-EXISTS, E-PARITY, E-IO and whatever the checkpoint raises.
+    `restart` replaces an existing bundle. Raises E-EXISTS, E-PARITY, E-IO, E-PARAM for a profile that does not fit, and
+    whatever the checkpoint raises.
     """
     started = time.perf_counter()
     if target not in TARGETS:
         raise UsageProblem("E-USAGE", f"target {target!r} is not known", nearest(target, TARGETS))
-    if accuracy not in ACCURACIES:
-        raise UsageProblem("E-USAGE", f"accuracy {accuracy!r} is not known", nearest(accuracy, ACCURACIES))
     say = progress or (lambda _: None)
     # A bundle without a usable tokenizer would fail only when somebody runs it.
     source, out = open_checkpoint(checkpoint, need_tokenizer=True), Path(out)
     if out.resolve() == source.path.resolve():  # with --restart the bundle would take the checkpoint's place
         raise UsageProblem("E-USAGE", f"{out} is the checkpoint itself", "choose another folder with -o")
+    check_profile(profile, target, source)
     check_space(source, out)
     layout, group = parse_cache(cache, target, source.spec)
     prompts = make_prompts(source)
@@ -80,7 +82,8 @@ def export(
     fingerprint = {"job": "export", "source": str(source.path.resolve()), "version": dlm_edge.__version__}
     with WorkFolder.open(out, fingerprint, resume=False, restart=restart, discard_unfinished=True) as work:
         say(f"reading   {source.name}: {source.spec.family}, {source.spec.n_layers} layers")
-        precision = Precision(BODY[target], int8_activations=target == "cpu" and accuracy == "fast")
+        chosen = choose_profile(profile, source, say) if target == "cpu" else NO_CHOICE
+        precision = Precision(BODY[target], chosen.kernel)
         nodes, notices = write_graph(source, work.path / GRAPH_NAME, precision, layout)
         for notice in notices:
             say(f"notice    {notice}")
@@ -96,12 +99,13 @@ def export(
             cached=layout == DEFAULT_CACHE[target],  # others round what they store
         )
         copy_texts(source.path, work.path)
-        files.write_file(work.path / "README.md", model_card(source, target, accuracy, parity))
-        write_manifest(work.path, source, target, (layout, group), nodes, parity)
+        files.write_file(work.path / "README.md", model_card(source, target, chosen.profile, parity))
+        write_manifest(work.path, source, target, (layout, group), chosen, nodes, parity)
         size = sum(f.stat().st_size for f in work.path.iterdir() if f.name != JOURNAL)
         work.finish()
     return ExportReport(
         output=str(out),
+        profile=chosen.profile,
         size_bytes=size,
         opset=OPSET,
         operator_version=kernels.OPERATOR_VERSION,
@@ -139,6 +143,7 @@ def write_manifest(
     source: Checkpoint,
     target: str,
     cache: tuple[str, int],
+    chosen: Choice,
     nodes: list[dict[str, Any]],
     parity: dict[str, Any],
 ) -> None:
@@ -157,11 +162,12 @@ def write_manifest(
         opset=OPSET,
         cache_layout=cache[0],
         cache_group=cache[1],
+        profile=chosen.profile,
         quantization=None if record is None else msgspec.to_builtins(record),
         nodes=tuple(nodes),
         sampler_defaults={},
         parity=parity,
-        measured={},
+        measured=chosen.measured,
         files=entries,
     )
     files.write_file(folder / MANIFEST_NAME, msgspec.json.format(msgspec.json.encode(manifest), indent=2))

@@ -66,7 +66,7 @@ def verify(
     with exact_twin(graph_path) as twin:
         exact = compare(open_session(twin, native), checkpoint.spec, prompts, expected, cached)
     check(checkpoint, exact, TOLERANCE[body], "please report this")
-    hint = "this model does not bear int8 activations: --accuracy exact"
+    hint = "this model does not bear int8 activations: --profile w4 or w8"
     if rounds_activations(checkpoint):
         expected = streamed_logits(checkpoint, prompts)
         hint = "this model does not bear int8 activations: quantize weights only, --method gptq"

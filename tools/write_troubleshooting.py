@@ -47,7 +47,7 @@ ADVICE: dict[str, tuple[str, str]] = {  # code: what usually causes it, what to 
     "E-MANIFEST": ("An incomplete copy of a bundle, or one of another version.", "Copy the whole folder again, or export again; `dlm-edge check BUNDLE`."),
     "E-OP": ("The bundle is newer than this installation.", "Install the version that exported it, or export again."),
     "E-ONNX": ("A damaged graph, or an onnxruntime that is too old for it.", "`dlm-edge check BUNDLE`, then `dlm-edge doctor`."),
-    "E-PARITY": ("Int8 activations that this model does not bear.", "`export --accuracy exact`; if it stays, report it."),
+    "E-PARITY": ("Int8 activations that this model does not bear.", "`export --profile w4` (or `w8`); if it stays, report it."),
     "E-NUM": ("Weights or caches that overflowed.", "`dlm-edge check BUNDLE`; export with a cache of more bits."),
     "E-MEM": ("The machine, or `--memory-budget`, has less than the job needs.", "`dlm-edge estimate MODEL`; fewer bits, a smaller cache, a shorter context."),
     "E-IO": ("A full or failing disk, or a folder without permission.", "Free space and repeat; an unfinished job goes on with `--resume`."),
@@ -81,7 +81,7 @@ $ dlm-edge check bundle
 | what you see | |
 |---|---|
 | It is slow | `doctor`: are the native operators there? Fewer steps: a lower `--threshold`. `dlm-edge bench` measures. |
-| The answer is nonsense | A base model needs `--raw`, a chat model must not have it. `export --accuracy exact` tells whether int8 activations are to blame. |
+| The answer is nonsense | A base model needs `--raw`, a chat model must not have it. `export --profile w4` or `w8` tells whether int8 activations are to blame. |
 | The first answer takes long | A checkpoint was given, and is exported first; `dlm-edge export` once, and give the bundle. |
 | The answer ends at once | The model found its end of text: `--min-new-tokens`. |
 | Colours or signs that the terminal does not know | `NO_COLOR=1`, or `\\| cat` for plain text. |

@@ -19,6 +19,7 @@ from typing import Literal
 Kind = Literal["linear", "attention", "head", "glue", "other"]
 KINDS: tuple[Kind, ...] = ("linear", "attention", "head", "glue", "other")
 ROLES = ("q", "k", "v", "o", "gate", "up", "down")
+TOGETHER = ("qkv", "gate_up")  # several of them as one product
 ROUNDING = "rounding"  # of activations to int8, shared by the linears that read them
 
 LAYER = re.compile(r"^layers\.\d+\.")
@@ -31,9 +32,9 @@ OPERATORS = {  # ours, whatever they are called
     "SelectPages", "PrefixBlockAttention", "PatternAttention", "QuantizeRows", "DequantizeRows", "RematerialiseRows",
 }  # fmt: skip
 STEP = r"(_biased|_float_zero|_group_sums|_zero_product|_int32|_unscaled|_row_scaled|_ordered|_outliers|_outlier_product|_sum\d+)?"
-LINEAR = re.compile(rf"(?P<role>{'|'.join(ROLES)}){STEP}")
+LINEAR = re.compile(rf"(?P<role>{'|'.join((*TOGETHER, *ROLES))}){STEP}")
 ROUNDED = re.compile(r"\w+_(abs|peak|step|scale|scaled|rounded|shifted|u8|int8_values|rest\d+)")
-HEAD = re.compile(rf"final_norm|hidden_rows|logit_hidden(_rows)?|logits|logits_(body|padded){STEP}")
+HEAD = re.compile(rf"final_norm|hidden_rows|logit_hidden(_rows)?|logits|logits_(body|padded|cut){STEP}")
 ATTENTION = re.compile(
     r"(all_)?(rope|positions)(_\w+)?|n_copies|[qkv]_(rope|float|split|heads|norm)|policy"
     r"|(active|attention|keys|[kvx])_(new|out|stored|rows_body|leaving|latents|remade|rows|both|batch|by_head|window|prefix)"
@@ -43,7 +44,7 @@ ATTENTION = re.compile(
     r"|compact_start|n_scales|leaving_shape|n_leaving|token_group|channel_group|new_\w+"
 )
 GLUE = re.compile(
-    r"embed|(attn|mlp)_norm|after_(attention|mlp)|gate_(silu|sigmoid)|gated|ids_shape|window_(length|offsets)|zero|one"
+    r"embed(_\w+)?|(attn|mlp)_norm|after_(attention|mlp)|gate_(silu|sigmoid)|gated|ids_shape|window_(length|offsets)|zero|one"
 )
 BY_NAME: dict[Kind, re.Pattern[str]] = {"head": HEAD, "attention": ATTENTION, "glue": GLUE}
 # Nodes that ONNX Runtime puts between others, named by what they do.
@@ -52,7 +53,7 @@ INSERTED = re.compile(r"(Squeeze|Unsqueeze|Transpose|Cast|Reshape|Identity|Split
 
 @dataclass(frozen=True, slots=True)
 class NodeKind:
-    """`role` of a linear: q ... down, or rounding; otherwise empty."""
+    """`role` of a linear: q ... down, one of TOGETHER, or rounding; otherwise empty."""
 
     kind: Kind
     role: str = ""

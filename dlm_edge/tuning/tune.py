@@ -14,12 +14,12 @@ import msgspec
 
 from dlm_edge import __version__, files
 from dlm_edge.artifacts import resolve_bundle
-from dlm_edge.benchmark import processor
 from dlm_edge.bundle import Manifest
 from dlm_edge.bundle_update import update_manifest
 from dlm_edge.errors import UsageProblem
 from dlm_edge.evaluation.evaluate import read_tokenizer
 from dlm_edge.inspection import check_place
+from dlm_edge.machine import processor
 from dlm_edge.runtime import Engine
 from dlm_edge.runtime.samplers import SAMPLERS
 from dlm_edge.runtime.settings import OF_THE_SAMPLER

@@ -54,11 +54,12 @@ class Projections(Protocol):
 
 class CacheNodes(Protocol):
     """`overload`: of PrefixBlockAttention. `takes_copies`: whether `attend`, in float32, works on more than one copy of
-    the window. `numbers`: int64 [1] inputs of the graph beside those that every layout has.
+    the window. `projects_window_only`: no other rows go through the projections of keys and values. `numbers`: int64 [1] inputs of the graph beside those that every layout has.
     `stored`: outputs that leave for the caller to store, floats in the order in which the layout's append takes them."""
 
     overload: str
     takes_copies: bool
+    projects_window_only: bool
     numbers: tuple[str, ...]
 
     def inputs(self, i: int, spec: ModelSpec, body: int) -> Tensors: ...

@@ -30,6 +30,7 @@ class Rematerialised:
 
     overload = "sparse"
     takes_copies = False  # the rows that are made again go through the projections together with those of one window
+    projects_window_only = False
 
     def __init__(self, bits: int, as_codes: bool = False) -> None:
         self.bits, self.as_codes = bits, as_codes

@@ -29,6 +29,7 @@ class FloatCache:
     """In the body's dtype, or in float16 beside a float32 body."""
 
     takes_copies = True
+    projects_window_only = True
     numbers: tuple[str, ...] = ()
 
     def __init__(self, half: bool = False) -> None:
@@ -64,6 +65,7 @@ class QuantizedKv:
     """`planes`: codes of 8 bits in two planes of nibbles, of which the graph's input `planes` says how many are read."""
 
     takes_copies = True
+    projects_window_only = True
 
     def __init__(self, bits: int, as_codes: bool = False, planes: bool = False) -> None:
         self.bits, self.as_codes, self.has_planes = bits, as_codes, planes

@@ -15,6 +15,7 @@ class WholeSequence:
 
     overload = ""
     takes_copies = False  # the window sees no prefix that copies could share
+    projects_window_only = True
     numbers: tuple[str, ...] = ()
 
     def inputs(self, i: int, spec: ModelSpec, body: int) -> Tensors:

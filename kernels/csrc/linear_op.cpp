@@ -25,8 +25,9 @@ constexpr ort::ElementType kOutputs[] = {ort::kFloat};
 
 struct LinearNode {
   ort::Api api;
-  int64_t in_features, out_features, bits, group_size;
+  int64_t in_features, out_features, bits, group_size, gated;
 
+  int64_t row_width() const { return gated ? 2 * in_features : in_features; }
   int64_t filled_k() const { return (in_features + kFilledK - 1) / kFilledK * kFilledK; }
   int64_t n_groups() const { return (in_features + group_size - 1) / group_size; }
   int64_t n_tiles() const { return (out_features + kTileColumns - 1) / kTileColumns; }
@@ -42,6 +43,7 @@ std::string CheckNode(const LinearNode& node) {
   if (node.group_size < 1 || node.group_size > INT32_MAX ||
       (node.group_size % 16 != 0 && node.group_size < node.in_features))
     return "group_size is " + std::to_string(node.group_size) + ", expected a multiple of 16, or in_features";
+  if (node.gated != 0 && node.gated != 1) return "gated is " + std::to_string(node.gated) + ", expected 0 or 1";
   return "";
 }
 
@@ -62,9 +64,9 @@ std::string CheckOutliers(const LinearCall& call, const LinearNode& node) {
 
 std::string CheckCall(const LinearCall& call, const LinearNode& node) {
   const Tensor& x = call.in[kX];
-  if (x.rank < 2 || x.rank > 4 || x.dims[x.rank - 1] != node.in_features)
-    return "x has shape " + Shape(x) + ", expected [.., rows, in_features] with in_features " +
-           std::to_string(node.in_features) + " and rank 2 to 4";
+  if (x.rank < 2 || x.rank > 4 || x.dims[x.rank - 1] != node.row_width())
+    return "x has shape " + Shape(x) + ", expected [.., rows, " + (node.gated ? "2 * " : "") +
+           "in_features] with in_features " + std::to_string(node.in_features) + " and rank 2 to 4";
   const int64_t tiles = node.n_tiles(), groups = node.n_groups();
   std::string problem = CheckShape(call.in[kCodes], "codes", "[tiles, filled in_features * bits / 32, 64]",
                                    {tiles, node.filled_k() * node.bits / 32, kVector});
@@ -114,17 +116,21 @@ ort::Status* Multiply(ort::KernelContext* context, const LinearCall& call, const
                                                   x.rank, &value));
   DLM_EDGE_TRY(ort::GetTensorMutableData::call(node.api, value, &y));
   if (n_rows == 0) return nullptr;
-  LinearPlan plan(WeightOf(call, node), n_rows, x.as<float>(), static_cast<float*>(y));
+  LinearPlan plan(WeightOf(call, node), {n_rows, x.as<float>(), node.gated != 0}, static_cast<float*>(y));
   for (int phase = 0; phase < kLinearPhases; ++phase) DLM_EDGE_TRY(RunPhase(node.api, context, &plan, phase));
   return nullptr;
 }
 
 ort::Status* Create(const ort::CustomOp*, ort::Api api, const ort::KernelInfo* info, void** kernel) {
-  LinearNode node{api, 0, 0, 0, 0};
+  LinearNode node{api, 0, 0, 0, 0, 0};
   DLM_EDGE_TRY(ort::KernelInfoGetAttribute_int64::call(api, info, "in_features", &node.in_features));
   DLM_EDGE_TRY(ort::KernelInfoGetAttribute_int64::call(api, info, "out_features", &node.out_features));
   DLM_EDGE_TRY(ort::KernelInfoGetAttribute_int64::call(api, info, "bits", &node.bits));
   DLM_EDGE_TRY(ort::KernelInfoGetAttribute_int64::call(api, info, "group_size", &node.group_size));
+  if (ort::Status* absent = ort::KernelInfoGetAttribute_int64::call(api, info, "gated", &node.gated)) {
+    ort::ReleaseStatus::call(api, absent);
+    node.gated = 0;
+  }
   const std::string problem = CheckNode(node);
   if (!problem.empty()) return Refuse(api, kName, problem);
   *kernel = new (std::nothrow) LinearNode(node);

@@ -56,10 +56,10 @@ size_t Lay(char* memory, const LinearWeight& weight, RoundedRows* rounded) {
 
 }  // namespace
 
-LinearPlan::LinearPlan(const LinearWeight& weight, int64_t n_rows, const float* x, float* y)
-    : weight_(weight), n_rows_(n_rows), x_(x), y_(y), kernel_(ChosenLinear()), rounded_{} {
+LinearPlan::LinearPlan(const LinearWeight& weight, const LinearRows& rows, float* y)
+    : weight_(weight), rows_(rows), y_(y), kernel_(ChosenLinear()), rounded_{} {
   static thread_local Workspace workspace;
-  rounded_.n_rows = n_rows;
+  const int64_t n_rows = rounded_.n_rows = rows.n_rows;
   rounded_.filled_k = CeilDiv(weight.in_features, kFilledK) * kFilledK;
   rounded_.form = kernel_->form(weight);
   Lay(workspace.Reserve(std::max<size_t>(Lay(nullptr, weight, &rounded_), 64)), weight, &rounded_);
@@ -78,10 +78,10 @@ void LinearPlan::Run(int phase, size_t index) const {
   const int64_t i = static_cast<int64_t>(index);
   if (phase == 0) {
     const int64_t begin = i * kernel_->rows_per_tile;
-    return kernel_->round({&weight_, &rounded_, x_, begin, std::min(begin + kernel_->rows_per_tile, n_rows_)});
+    return kernel_->round({&weight_, &rounded_, &rows_, begin, std::min(begin + kernel_->rows_per_tile, rows_.n_rows)});
   }
   const int64_t row = i / n_column_blocks_ * block_rows_, tile = i % n_column_blocks_ * kTilesPerTask;
-  kernel_->multiply({&weight_, &rounded_, row, std::min(row + block_rows_, n_rows_), tile,
+  kernel_->multiply({&weight_, &rounded_, row, std::min(row + block_rows_, rows_.n_rows), tile,
                      std::min(tile + kTilesPerTask, n_tiles_), y_});
 }
 

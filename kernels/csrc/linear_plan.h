@@ -1,7 +1,7 @@
 // QLinear on the CPU: rows of floats to int8 codes, then integer products with a quantized weight, in two phases of
 // tasks. The definition is kernels/qlinear/reference.py, and every variant gives its numbers to the bit.
 //
-// x  [n_rows, in_features]     y  [n_rows, out_features]     the weight: linear_task.h
+// y  [n_rows, out_features]     rows and weight: linear_task.h
 #pragma once
 
 #include <cstddef>
@@ -17,14 +17,13 @@ class LinearPlan {
  public:
   // Keeps codes in memory of the calling thread until its next plan; the tasks may run on any thread.
   // Throws std::bad_alloc.
-  LinearPlan(const LinearWeight& weight, int64_t n_rows, const float* x, float* y);
+  LinearPlan(const LinearWeight& weight, const LinearRows& rows, float* y);
   size_t n_tasks(int phase) const;
   void Run(int phase, size_t index) const;
 
  private:
   LinearWeight weight_;
-  int64_t n_rows_;
-  const float* x_;
+  LinearRows rows_;
   float* y_;
   const LinearKernel* kernel_;
   RoundedRows rounded_;

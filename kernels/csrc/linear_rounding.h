@@ -1,6 +1,7 @@
 // Rows of floats to int8 codes with one scale a row, laid out for the inner loops of QLinear.
 #pragma once
 
+#include "linear_gate.h"
 #include "linear_task.h"
 #include "vectors.h"
 
@@ -67,13 +68,36 @@ DLM_EDGE_INLINE void SumGroups(const LinearWeight& weight, const int8_t* codes, 
   }
 }
 
-// The row without its outliers, which go to `outliers`.
-DLM_EDGE_INLINE void SplitRow(const LinearWeight& weight, const float* x, float* rest, float* outliers) {
-  memcpy(rest, x, weight.in_features * sizeof(float));
+// A row's outliers go to `outliers`, and become 0 in it.
+DLM_EDGE_INLINE void TakeOutliers(const LinearWeight& weight, float* row, float* outliers) {
   for (int64_t j = 0; j < weight.n_outliers; ++j) {
-    outliers[j] = x[weight.outlier_columns[j]];
-    rest[weight.outlier_columns[j]] = 0.0f;
+    outliers[j] = row[weight.outlier_columns[j]];
+    row[weight.outlier_columns[j]] = 0.0f;
   }
+}
+
+// Codes [filled] of one row; returns their scale. `own` is memory for a row that is not x as it stands.
+DLM_EDGE_INLINE float RoundRow(const LinearWeight& weight, const LinearRows& rows, int64_t row, int64_t filled,
+                               float* own, float* outliers, int8_t* codes) {
+  const int64_t count = weight.in_features;
+  const float* x = rows.x + row * count * (rows.is_gated ? 2 : 1);
+  if (rows.is_gated) {
+    GateRow(x, x + count, count, own);
+    x = own;
+  }
+  float scale = RowScale(x, count);
+  if (weight.n_outliers > 0) {
+    if (x != own) memcpy(own, x, count * sizeof(float));
+    TakeOutliers(weight, own, outliers);
+    x = own;
+    if (scale == scale) scale = RowScale(x, count);
+  }
+  memset(codes + count, 0, filled - count);
+  if (scale == scale)
+    EncodeRow(x, count, scale, codes);
+  else
+    memset(codes, 0, count);
+  return scale;
 }
 
 // [n_rows, filled] to a row tile.
@@ -105,23 +129,12 @@ void Round(const RoundTask& task) {
   const size_t codes_bytes = Aligned(n_rows * filled);
   char* const memory = scratch.Reserve(codes_bytes + weight.in_features * sizeof(float));
   int8_t* const codes = reinterpret_cast<int8_t*>(memory);  // [n_rows, filled]
-  float* const rest = reinterpret_cast<float*>(memory + codes_bytes);
+  float* const own = reinterpret_cast<float*>(memory + codes_bytes);
   for (int64_t r = 0; r < n_rows; ++r) {
     const int64_t row = task.row_begin + r;
-    const float* x = task.x + row * weight.in_features;
-    float scale = RowScale(x, weight.in_features);
-    if (weight.n_outliers > 0) {
-      SplitRow(weight, x, rest, rounded.outliers + row * weight.n_outliers);
-      if (scale == scale) scale = RowScale(rest, weight.in_features);
-      x = rest;
-    }
     int8_t* const row_codes = codes + r * filled;
-    memset(row_codes + weight.in_features, 0, filled - weight.in_features);
-    if (scale == scale)
-      EncodeRow(x, weight.in_features, scale, row_codes);
-    else
-      memset(row_codes, 0, weight.in_features);
-    rounded.scales[row] = scale;
+    rounded.scales[row] =
+        RoundRow(weight, *task.rows, row, filled, own, rounded.outliers + row * weight.n_outliers, row_codes);
     SumGroups(weight, row_codes, n_rows, rounded.sums + task.row_begin * weight.n_groups + r);
   }
   Interleave(codes, n_rows, filled, rounded.form,

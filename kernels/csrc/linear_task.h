@@ -54,11 +54,18 @@ struct RoundedRows {
   float* outliers;  // [n_rows, n_outliers]
 };
 
+// What is multiplied: x [n_rows, in_features], or, gated, silu(gate) * up of x = gate and up [n_rows, 2 * in_features].
+struct LinearRows {
+  int64_t n_rows;
+  const float* x;
+  bool is_gated;
+};
+
 // The rows of one row tile to codes.
 struct RoundTask {
   const LinearWeight* weight;
   const RoundedRows* rounded;
-  const float* x;  // [n_rows, in_features]
+  const LinearRows* rows;
   int64_t row_begin, row_end;
 };
 

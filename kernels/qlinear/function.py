@@ -20,14 +20,14 @@ from dlm_edge.kernels.qlinear.reference import LARGEST_CODE, SMALLEST_SCALE
 
 OPERATOR = "QLinear"
 INPUTS = ("x", "codes", "scales", "zeros", "float_zeros", "bias", "outlier_columns", "outlier_weights")
-ATTRIBUTES = ("in_features", "out_features", "bits", "group_size")
+ATTRIBUTES = ("in_features", "out_features", "bits", "group_size", "gated")
 ROW_ZERO = 128  # of rows as unsigned bytes
 
 
-def overload(bits: int, zero: ZeroInput, *, whole: bool, bias: bool, outliers: bool) -> str:
+def overload(bits: int, zero: ZeroInput, *, whole: bool, bias: bool, outliers: bool, gated: bool = False) -> str:
     """`whole`: one group, that is one scale for each output."""
-    flags = [name for name, flag in (("whole", whole), ("bias", bias), ("outliers", outliers)) if flag]
-    return "_".join([f"{zero}{bits}", *flags])
+    flags = {"whole": whole, "bias": bias, "outliers": outliers, "gated": gated}
+    return "_".join([f"{zero}{bits}", *(name for name, flag in flags.items() if flag)])
 
 
 def node(
@@ -39,9 +39,13 @@ def node(
     out_features: int,
     bits: int,
     group_size: int,
+    gated: bool = False,
     name: str = "",
 ) -> onnx.NodeProto:
-    """A call of the function that fits `weight`, for the exporter. Inputs in the order of INPUTS."""
+    """A call of the function that fits `weight`, for the exporter. Inputs in the order of INPUTS.
+
+    `gated`: x is [.., 2 * in_features], the outputs of a gate and of an up projection, and silu(gate) * up is multiplied.
+    """
     assert len(inputs) == len(INPUTS)
     chosen = overload(
         bits,
@@ -49,20 +53,22 @@ def node(
         whole=group_size >= in_features,
         bias=len(weight.bias) > 0,
         outliers=len(weight.outlier_columns) > 0,
+        gated=gated,
     )
-    sizes: dict[str, Any] = dict(zip(ATTRIBUTES, (in_features, out_features, bits, group_size), strict=True))
+    values = (in_features, out_features, bits, group_size, int(gated))
+    sizes: dict[str, Any] = dict(zip(ATTRIBUTES, values, strict=True))
     return helper.make_node(OPERATOR, inputs, [output], name=name, domain=DOMAIN, overload=chosen, **sizes)
 
 
 def function_proto(
-    bits: int, zero: ZeroInput, *, whole: bool, bias: bool, outliers: bool, opset: int = 24
+    bits: int, zero: ZeroInput, *, whole: bool, bias: bool, outliers: bool, gated: bool = False, opset: int = 24
 ) -> onnx.FunctionProto:
     """`opset` is the standard opset of the model that will carry it (23 or later)."""
     body = FunctionBody()
     for name in ATTRIBUTES:
-        if name != "bits":
+        if name not in ("bits", "gated"):
             body.int_attribute(name)
-    _flat_rows(body)
+    _flat_rows(body, gated)
     _rounded(body, outliers)
     _unpacked(body, bits)
     _values(body, "scales", "scale_table")
@@ -87,15 +93,25 @@ def function_proto(
         body.nodes,
         [helper.make_opsetid("", opset)],
         attributes=[*ATTRIBUTES],
-        overload=overload(bits, zero, whole=whole, bias=bias, outliers=outliers),
+        overload=overload(bits, zero, whole=whole, bias=bias, outliers=outliers, gated=gated),
         doc_string=f"int8 rows times a weight of {bits} bits",
     )
 
 
-def _flat_rows(body: FunctionBody) -> None:
+def _flat_rows(body: FunctionBody, gated: bool) -> None:
     """Sets "rows" [n, in_features], "lead" the other dimensions of x, and "is_finite" [n, 1]."""
     body("Slice", body("Shape", "x"), "zero", "rest", name="lead")
-    body.reshape("x", body("ReduceProd", "lead", keepdims=1), "in_features", name="rows")
+    count = body("ReduceProd", "lead", keepdims=1)
+    if gated:
+        width = body("Add", "in_features", "in_features")
+        both = body.reshape("x", count, width)
+        gate = body("Slice", both, "zero", "in_features", "one")
+        # Not Sigmoid, which in ONNX Runtime takes everything below -18 for -18. exp may overflow: x / infinity is 0.
+        one = body.number(1.0)
+        silu = body("Div", gate, body("Add", body("Exp", body("Neg", gate)), one))
+        body("Mul", silu, body("Slice", both, "in_features", width, "one"), name="rows")
+    else:
+        body.reshape("x", count, "in_features", name="rows")
     # Counted from the front: reductions of no rows take no notice of axes below 0 in ONNX Runtime.
     mark = body("ReduceSum", body("Sub", "rows", "rows"), "one", keepdims=1)
     body("Not", body("IsNaN", mark), name="is_finite")

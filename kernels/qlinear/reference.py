@@ -1,6 +1,7 @@
 """QLinear in plain NumPy: y = x W^T + bias, with x rounded to int8 row by row and W of integer codes in groups.
 
-x                float32 [.., rows, in_features]
+x                float32 [.., rows, in_features], or, `gated`, [.., rows, 2 * in_features]: gate and up, side by side,
+                 for which x stands as silu(gate) * up from then on (gating.py)
 codes            uint8, and scales float32 or float16, in tiles: layout.py
 zeros            uint8 in tiles: of each group an integer that stands for zero; of no tiles where there are none
 float_zeros      float32 in tiles: the same as numbers; without either, zero is the middle code, 2**(bits - 1)
@@ -24,6 +25,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from dlm_edge.kernels.qlinear.gating import gated_rows
 from dlm_edge.kernels.qlinear.inputs import Floats, LinearInputs
 from dlm_edge.kernels.qlinear.layout import from_tiles, unpack_tiles
 
@@ -42,8 +44,12 @@ def round_rows(x: Floats, outlier_columns: NDArray[np.int64]) -> tuple[NDArray[n
     return q, np.where(finite, scale, np.float32(np.nan))
 
 
-def qlinear(x: Floats, weight: LinearInputs, *, out_features: int, bits: int, group_size: int) -> Floats:
+def qlinear(
+    x: Floats, weight: LinearInputs, *, out_features: int, bits: int, group_size: int, gated: bool = False
+) -> Floats:
     """As the file says; shapes in that order."""
+    if gated:
+        x = gated_rows(x)
     in_features = x.shape[-1]
     rows = x.reshape(-1, in_features)
     codes = unpack_tiles(weight.codes, bits, out_features, in_features).astype(np.int32)

@@ -30,7 +30,7 @@ def bundle(tmp_path):
         (folder / name).write_bytes(data)
     manifest = Manifest(
         schema=MANIFEST_SCHEMA, tool_version="0", target="cpu", model=make_spec("sdar"), operator_version=1, opset=21,
-        cache_layout="kv-fp32", cache_group=128, quantization=None, nodes=(), sampler_defaults={}, parity={},
+        cache_layout="kv-fp32", cache_group=128, profile="fp32", quantization=None, nodes=(), sampler_defaults={}, parity={},
         measured={}, files=tuple(entry(*item) for item in contents.items()),
     )  # fmt: skip
     (folder / MANIFEST_NAME).write_bytes(msgspec.json.encode(manifest))

@@ -31,9 +31,9 @@ print(peak_rss_bytes())
 def bundles(tmp_path_factory):
     folder = tmp_path_factory.mktemp("estimation")
     for layout in ("kv-fp32", "kv-int4", "x-int4"):
-        export("reference", folder / layout, cache=layout, accuracy="exact")
+        export("reference", folder / layout, cache=layout, profile="fp32")
     for layout in ("kv-fp16", "kv-int4", "x-int4"):
-        export("reference-full", folder / f"full-{layout}", cache=layout, accuracy="exact")
+        export("reference-full", folder / f"full-{layout}", cache=layout, profile="fp32")
     return folder
 
 

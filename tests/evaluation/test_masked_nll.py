@@ -83,7 +83,7 @@ def test_a_layout_that_stores_codes_is_scored_behind_its_own_prefix(tmp_path, fa
     make_checkpoint(tmp_path / family, family)
     scores = {}
     for layout in ("kv-fp32", "kv-int8", "kv-int4"):
-        export(tmp_path / family, tmp_path / layout, cache=layout, accuracy="exact")
+        export(tmp_path / family, tmp_path / layout, cache=layout, profile="fp32")
         with Engine.open(tmp_path / layout, threads=1) as engine:
             ids = np.random.default_rng(0).integers(5, 200, (3, 96))
             scores[layout] = masked_nll(engine.parts.model, engine.spec, ids, 0).bound

@@ -12,16 +12,15 @@ from onnx import ModelProto, helper
 
 from dlm_edge.checkpoint import Checkpoint
 from dlm_edge.export.external_data import TYPES, ExternalData
-from dlm_edge.export.graph import IR_VERSION, OPSET
 from dlm_edge.export.linear import WeightNodes
-from dlm_edge.export.n_bits import Precision
-from dlm_edge.export.nodes import MICROSOFT, GraphBuilder
+from dlm_edge.export.nodes import IR_VERSION, MICROSOFT, OPSET, GraphBuilder
+from dlm_edge.export.profiles import Precision
 from dlm_edge.quantized import PackedWeight
 from tests.packed_folder import Activations, record_of
 
-EXACT = Precision(np.dtype(np.float32), int8_activations=False)
-FAST = Precision(np.dtype(np.float32), int8_activations=True)
-HALF = Precision(np.dtype(np.float16), int8_activations=False)
+EXACT = Precision(np.dtype(np.float32), "n_bits")
+FAST = Precision(np.dtype(np.float32), "blocks")
+HALF = Precision(np.dtype(np.float16), "n_bits")
 
 
 class InGraph(ExternalData):

@@ -16,7 +16,7 @@ from dlm_edge.export import export
 from dlm_edge.export.external_data import ALIGNMENT
 from dlm_edge.inspection import inspect_artefact
 from dlm_edge.runtime.layouts import LAYOUTS, default_group
-from tests.packed_folder import pack_folder, pack_linears, random_codebook, random_tensor
+from tests.packed_folder import linear_roles, pack_folder, pack_linears, random_codebook, random_tensor
 from tests.tiny import make_checkpoint
 
 ALLOWED = {  # everything a step graph may contain; none of it runs code from the folder
@@ -35,10 +35,11 @@ ALLOWED = {  # everything a step graph may contain; none of it runs code from th
         "Reshape",
         "RotaryEmbedding",
     ),
-    *("Shape", "Sigmoid", "Sin", "Slice", "Squeeze", "TensorScatter", "Transpose", "Unsqueeze"),
+    *("Shape", "Sigmoid", "Sin", "Slice", "Split", "Squeeze", "Sub", "TensorScatter", "Transpose", "Unsqueeze"),
+    *("BitShift", "BitwiseAnd"),  # rows of an embedding in tiles
     *("Abs", "Div", "MatMulInteger", "Max", "ReduceMax", "Round"),
     *("com.microsoft::MatMulNBits", "com.microsoft::GatherBlockQuantized", "com.microsoft::MatMulBnb4"),
-    *("dlm_edge::PrefixBlockAttention", "dlm_edge::SelectPages"),
+    *("dlm_edge::PrefixBlockAttention", "dlm_edge::QLinear", "dlm_edge::SelectPages"),
 }
 # What rows of a compressed cache are found and given back with.
 OF_CACHES = {
@@ -93,9 +94,13 @@ def test_only_known_operators(made, tmp_path):
         "layers.1.up.weight": random_tensor((128, 64), 8, 64, "integer", outliers=2),
         "embed.weight": random_tensor(open_checkpoint(source).shape("embed.weight"), 8, 64),
     }
-    export(pack_folder(source, forms), tmp_path / "packed")
-    export(pack_folder_int8(tmp_path / "int8"), tmp_path / "rounded")
-    packed = operators(tmp_path / "packed") | operators(tmp_path / "rounded")
+    export(pack_folder(source, forms), tmp_path / "packed", profile="w4a8-blocks")
+    tied = make_checkpoint(tmp_path / "tied", "sdar", tied=True)
+    shapes = linear_roles(tied) | {"embed.weight": open_checkpoint(tied).shape("embed.weight")}
+    pack_folder(tied, {role: random_tensor(shape, 4, 32) for role, shape in shapes.items()})
+    export(tied, tmp_path / "native", profile="w4a8")
+    export(pack_folder_int8(tmp_path / "int8"), tmp_path / "rounded", profile="w8a8")
+    packed = operators(tmp_path / "packed") | operators(tmp_path / "rounded") | operators(tmp_path / "native")
     assert packed <= ALLOWED
     assert packed == ALLOWED
 

@@ -11,6 +11,7 @@ import pytest
 from dlm_edge.checkpoint import open_checkpoint
 from dlm_edge.errors import JobError
 from dlm_edge.export import export
+from dlm_edge.export.profiles import INT8_KERNELS, that_fit, widths_of
 from dlm_edge.export.verify import make_prompts, verify
 from tests.packed_folder import pack_folder, pack_linears, random_codebook, random_tensor
 from tests.tiny import make_checkpoint
@@ -44,14 +45,15 @@ FORMS = {
 
 
 @pytest.mark.parametrize("make", FORMS.values(), ids=FORMS)
-def test_every_form_runs_exactly(make, tmp_path):
+def test_every_form_runs_exactly_under_every_profile(make, tmp_path):
     source = packed_checkpoint(tmp_path / "source", make)
-    fast = export(source, tmp_path / "fast")
-    exact = fast.parity.get("exact_max_rel_error", fast.parity["max_rel_error"])
-    assert exact <= TOLERANCE
-    assert len(fast.nodes) == 2 * 7
-    if any(node["accuracy_level"] for node in fast.nodes):  # otherwise fast is exact
-        assert export(source, tmp_path / "exact", accuracy="exact").parity["max_rel_error"] <= TOLERANCE
+    for profile in that_fit(widths_of(open_checkpoint(source))):
+        report = export(source, tmp_path / profile.name, profile=profile.name)
+        assert report.parity.get("exact_max_rel_error", report.parity["max_rel_error"]) <= TOLERANCE
+        assert report.profile == profile.name and len(report.nodes) == 2 * 7
+        rounded = any(node["accuracy_level"] or node["activations"] == "int8" for node in report.nodes)
+        assert rounded == ("exact_max_rel_error" in report.parity)
+        assert profile.kernel in INT8_KERNELS or not rounded
 
 
 INT8_FORMS = {
@@ -63,12 +65,12 @@ INT8_FORMS = {
 }
 
 
-@pytest.mark.parametrize("accuracy", ["fast", "exact"])
-@pytest.mark.parametrize("make", INT8_FORMS.values(), ids=INT8_FORMS)
-def test_int8_activations_are_those_of_the_torch_layers(make, accuracy, tmp_path):
-    """They belong to the checkpoint, so an exact export has them too."""
-    source = packed_checkpoint(tmp_path / "source", make, activations="int8")
-    report = export(source, tmp_path / "bundle", accuracy=accuracy)
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("name", INT8_FORMS)
+def test_int8_activations_are_those_of_the_torch_layers(name, native, tmp_path):
+    source = packed_checkpoint(tmp_path / "source", INT8_FORMS[name], activations="int8")
+    profiles = ("w4a8-blocks", "w4a8") if name == "w4a8" else ("w8a8", "w8a8-qlinear")
+    report = export(source, tmp_path / "bundle", profile=profiles[native])
     assert {node["activations"] for node in report.nodes} == {"int8"}
     assert report.parity["exact_max_rel_error"] <= TOLERANCE
     assert report.parity["max_rel_error"] <= FLIPS
@@ -90,7 +92,7 @@ def test_the_cuda_target_says_that_it_keeps_activations(tmp_path):
 
 def test_linears_with_one_input_share_its_rounding(tmp_path):
     source = packed_checkpoint(tmp_path / "source", INT8_FORMS["w8a8"], activations="int8")
-    export(source, tmp_path / "bundle")
+    export(source, tmp_path / "bundle", profile="w8a8")
     model = onnx.load(tmp_path / "bundle" / "model.onnx", load_external_data=False)
     operators = [node.op_type for node in model.graph.node]
     assert operators.count("Round") == 2 * 4  # before q k v, o, gate up, and down
@@ -103,9 +105,10 @@ EMBEDDINGS = {
 }
 
 
+@pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(("bits", "group_size", "zero"), EMBEDDINGS.values(), ids=EMBEDDINGS)
-def test_embedding_and_head(bits, group_size, zero, tied, tmp_path):
+def test_embedding_and_head(bits, group_size, zero, tied, native, tmp_path):
     """Padded rows are cut from the head only; a form without a gather is looked up in float."""
     hidden = 96 if group_size == 24 else 64
     make_checkpoint(
@@ -118,7 +121,18 @@ def test_embedding_and_head(bits, group_size, zero, tied, tmp_path):
     if not tied:
         packed["head.weight"] = random_tensor((shape[0], shape[1]), bits, group_size, zero, outliers=2, seed=1)
     said = []
-    report = export(pack_folder(tmp_path / "source", packed), tmp_path / "bundle", progress=said.append)
+    profile = {
+        (False, False): "w4a8-blocks",
+        (False, True): "w8a8",
+        (True, False): "w4a8",
+        (True, True): "w8a8-qlinear",
+    }
+    report = export(
+        pack_folder(tmp_path / "source", packed),
+        tmp_path / "bundle",
+        profile=profile[native, bits == 8],
+        progress=said.append,
+    )
     assert report.parity.get("exact_max_rel_error", report.parity["max_rel_error"]) <= TOLERANCE
     in_float = [line for line in said if "embedding runs in float" in line]
     assert bool(in_float) == (zero == "float" or group_size == 24)
@@ -129,7 +143,7 @@ def test_a_head_keeps_its_activations_and_says_so(tmp_path):
     shape = open_checkpoint(source).shape("head.weight")
     pack_folder(source, {"head.weight": random_tensor((shape[0], 64), 8, 64)}, activations="int8")
     said = []
-    report = export(source, tmp_path / "bundle", progress=said.append)
+    report = export(source, tmp_path / "bundle", profile="w8a8", progress=said.append)
     assert report.nodes[0]["activations"] == "float" and report.parity["exact_max_rel_error"] <= TOLERANCE
     assert [line for line in said if "1 head was made for int8 activations" in line]
 
@@ -138,7 +152,7 @@ def test_a_head_keeps_its_activations_and_says_so(tmp_path):
 def test_one_changed_number_of_an_int8_layer_is_noticed(part, tmp_path):
     """The check's own tolerance for int8 activations is wide; the exact twin is what sees such an error."""
     source = packed_checkpoint(tmp_path / "source", INT8_FORMS["w8a8, outliers"], activations="int8")
-    export(source, tmp_path / "bundle")
+    export(source, tmp_path / "bundle", profile="w8a8")
     graph = tmp_path / "bundle" / "model.onnx"
     checkpoint = open_checkpoint(source)
     prompts = make_prompts(checkpoint)

@@ -89,10 +89,11 @@ def test_packed_checkpoints(family, bits, tmp_path):
     from dlm_edge.quant import quantize
 
     quantize(source, tmp_path / "packed", method="rtn", bits=bits, group_size=32)
-    exact = export(tmp_path / "packed", tmp_path / "exact", accuracy="exact")
+    exact = export(tmp_path / "packed", tmp_path / "exact", profile="w8" if bits == 8 else "w4")
     assert exact.parity["max_rel_error"] <= TOLERANCE
     assert {node["accuracy_level"] for node in exact.nodes} == {0}
-    fast = export(tmp_path / "packed", tmp_path / "fast")
+    blocks = "w8a8" if bits == 8 else "w4a8-blocks"  # groups are no rows, so 8 bits run in blocks too
+    fast = export(tmp_path / "packed", tmp_path / "fast", profile=blocks)
     assert fast.parity["exact_max_rel_error"] <= TOLERANCE
     levels = {node["name"]: node["accuracy_level"] for node in fast.nodes}
     assert levels["layers.0.q.weight"] == 4

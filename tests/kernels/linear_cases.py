@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from dlm_edge.kernels.qlinear.inputs import LinearInputs, linear_inputs
+from dlm_edge.kernels.qlinear.layout import from_tiles, unpack_tiles
 from dlm_edge.kernels.qlinear.reference import qlinear
 
 
@@ -20,14 +21,20 @@ class Case:
     outliers: int = 0
     bias: bool = False
     half: bool = False
+    gated: bool = False
 
     def __str__(self) -> str:
         parts = [f"{self.in_features}x{self.out_features}", f"b{self.bits}", f"g{self.group_size}", self.zero]
-        return "-".join(parts + [n for n in ("outliers", "bias", "half") if getattr(self, n)])
+        return "-".join(parts + [n for n in ("outliers", "bias", "half", "gated") if getattr(self, n)])
+
+    @property
+    def row_width(self) -> int:
+        return self.in_features * (1 + self.gated)
 
     @property
     def sizes(self) -> dict[str, int]:
-        names = ("in_features", "out_features", "bits", "group_size")
+        """The attributes of the operator."""
+        names = ("in_features", "out_features", "bits", "group_size", "gated")
         return {name: getattr(self, name) for name in names}
 
 
@@ -54,6 +61,9 @@ CASES = [
     for i, (k, n, group) in enumerate(SHAPES)
     for j, bits in enumerate((8, 4, 2))
     for extra in EXTRAS[(i + j) % 2 :: 2]
+] + [
+    Case(k, n, (8, 4, 2)[i % 3], group, outliers=min(i % 2 * 2, k), bias=i % 3 == 0, gated=True)
+    for i, (k, n, group) in enumerate(SHAPES)
 ]
 
 
@@ -76,9 +86,30 @@ def make_weight(case: Case, seed: int = 0) -> LinearInputs:
     )
 
 
+def parts_of(weight: LinearInputs) -> dict[str, np.ndarray]:
+    return {field.name: getattr(weight, field.name) for field in fields(weight)}
+
+
+def dense_weight(case: Case, weight: LinearInputs) -> np.ndarray:
+    """[out, in] in float64, with the outliers' columns."""
+    codes = unpack_tiles(weight.codes, case.bits, case.out_features, case.in_features).astype(np.float64)
+    groups = np.arange(case.in_features) // case.group_size
+    zeros = {"middle": 2.0 ** (case.bits - 1), "integer": weight.zeros, "float": weight.float_zeros}[case.zero]
+    if case.zero != "middle":
+        zeros = from_tiles(zeros, case.out_features)[:, groups]
+    dense = (codes - zeros) * from_tiles(weight.scales, case.out_features)[:, groups]
+    dense[:, weight.outlier_columns] = from_tiles(weight.outlier_weights, case.out_features)
+    return dense
+
+
 def make_rows(case: Case, count: int, seed: int = 1) -> np.ndarray:
     """Normal rows and, from the third on, awkward ones: equal values that give the largest codes, ties between two
-    codes, an outlier, subnormal numbers, zeros of both signs, and values that are not finite."""
+    codes, an outlier, subnormal numbers, zeros of both signs, and values that are not finite. Of a gated case: such rows
+    as gate and, in another order, as up; the second row has gates up to about 100."""
+    if case.gated:
+        gate, up = (make_rows(replace(case, gated=False), count, seed + i) for i in range(2))
+        gate[1:2] *= 30
+        return np.concatenate([gate, np.roll(up, 4, axis=0)], axis=-1)
     rng, k = np.random.default_rng(seed), case.in_features
     x = rng.standard_normal((count, k)).astype(np.float32)
     makers = [
@@ -99,4 +130,4 @@ def make_rows(case: Case, count: int, seed: int = 1) -> np.ndarray:
 
 def defined(case: Case, weight: LinearInputs, x: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore", over="ignore"):
-        return qlinear(x, weight, out_features=case.out_features, bits=case.bits, group_size=case.group_size)
+        return qlinear(x, weight, **{name: size for name, size in case.sizes.items() if name != "in_features"})

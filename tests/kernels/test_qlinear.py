@@ -1,64 +1,31 @@
-"""QLinear: the layout, the definition, its function bodies and the native kernels against it."""
+"""QLinear: the layout, the definition, and the native kernels against it."""
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from dlm_edge import kernels
-from dlm_edge.kernels.qlinear import function
+from dlm_edge.kernels.qlinear.gating import gated_rows
 from dlm_edge.kernels.qlinear.inputs import LinearInputs, can_run, linear_inputs
 from dlm_edge.kernels.qlinear.layout import BITS, from_tiles, pack_tiles, to_tiles, unpack_tiles
 from dlm_edge.kernels.qlinear.reference import qlinear, round_rows
 from tests.kernels import native_operators as native
-from tests.kernels.linear_cases import CASES, Case, defined, make_rows, make_weight
+from tests.kernels.linear_cases import CASES, Case, defined, dense_weight, make_rows, make_weight, parts_of
 
 LINEAR_SIMD = ["amx", "avx512_vnni", "avx512", "avx_vnni", "avx2", "portable"]
 ROWS = (1, 3, 17, 33)
-# Of the function body with outliers, whose product is a MatMul in an order of its own: the largest error relative to
-# the largest |y| over these cases and 20 seeds is 1.3e-7; without outliers it is 0.
-OUTLIER_TOLERANCE = 4e-7
 
 by_case = pytest.mark.parametrize("case", CASES, ids=str)
 needs_library = pytest.mark.skipif(kernels.library_path() is None, reason="the native library is not built")
 
 
-def parts_of(weight: LinearInputs) -> dict[str, np.ndarray]:
-    return {field.name: getattr(weight, field.name) for field in fields(weight)}
-
-
 def open_native(case: Case, weight: LinearInputs, x: np.ndarray, threads: int = 1) -> ort.InferenceSession:
     return native.session("QLinear", {"x": x, **parts_of(weight)}, ("y",), threads=threads, **case.sizes)
-
-
-def build_model(case: Case, weight: LinearInputs) -> onnx.ModelProto:
-    node = function.node(function.INPUTS, "y", weight, **case.sizes)
-    body = function.function_proto(
-        case.bits,
-        case.zero,
-        whole=case.group_size >= case.in_features,
-        bias=case.bias,
-        outliers=case.outliers > 0,
-    )
-    assert node.overload == body.overload
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["lead", "rows", case.in_features])]
-    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["lead", "rows", case.out_features])]
-    constants = [numpy_helper.from_array(array, name) for name, array in parts_of(weight).items()]
-    graph = helper.make_graph([node], "linear", inputs, outputs, constants)
-    opsets = [helper.make_opsetid("", 24), helper.make_opsetid(kernels.DOMAIN, kernels.OPERATOR_VERSION)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=11, functions=[body])
-
-
-def open_function(case: Case, weight: LinearInputs) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads = 4, 1
-    return ort.InferenceSession(build_model(case, weight).SerializeToString(), options)
 
 
 @pytest.fixture(params=LINEAR_SIMD)
@@ -102,15 +69,10 @@ def test_weights_stack_where_outputs_fill_tiles():
 def test_definition_is_near_the_product_in_float64(case):
     """What is lost is the rounding of rows, at most half a step of each value."""
     weight, x = make_weight(case), make_rows(case, 2)
-    codes = unpack_tiles(weight.codes, case.bits, case.out_features, case.in_features).astype(np.float64)
-    groups = np.arange(case.in_features) // case.group_size
-    zeros = {"middle": 2.0 ** (case.bits - 1), "integer": weight.zeros, "float": weight.float_zeros}[case.zero]
-    if case.zero != "middle":
-        zeros = from_tiles(zeros, case.out_features)[:, groups]
-    dense = (codes - zeros) * from_tiles(weight.scales, case.out_features)[:, groups]
-    dense[:, weight.outlier_columns] = from_tiles(weight.outlier_weights, case.out_features)
-    exact = x @ dense.T + (weight.bias if case.bias else 0)
-    _, scale = round_rows(x, weight.outlier_columns)
+    dense = dense_weight(case, weight)
+    rows = gated_rows(x) if case.gated else x
+    exact = rows @ dense.T + (weight.bias if case.bias else 0)
+    _, scale = round_rows(rows, weight.outlier_columns)
     dense[:, weight.outlier_columns] = 0
     bound = scale / 2 * np.abs(dense).sum(-1) + 1e-5 * (np.abs(exact) + np.abs(dense).sum(-1))
     assert (np.abs(defined(case, weight, x) - exact) <= bound).all()
@@ -181,41 +143,6 @@ def test_leading_dimensions_are_kept():
     assert open_native(case, weight, none).run(None, {"x": none, **parts_of(weight)})[0].shape == (1, 0, 33)
 
 
-@by_case
-def test_function_is_the_definition(case):
-    weight = make_weight(case)
-    tested = open_function(case, weight)
-    for count in (0, 1, 12):
-        x = make_rows(case, count)[None] if count else np.empty((1, 0, case.in_features), np.float32)
-        (found,) = tested.run(None, {"x": x})
-        if count == 0:
-            assert found.shape == (1, 0, case.out_features)
-            continue
-        expected = defined(case, weight, x)
-        np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
-        error = np.abs(np.nan_to_num(found) - np.nan_to_num(expected))
-        largest = np.abs(np.nan_to_num(expected)).max(-1, keepdims=True)
-        assert (error <= (OUTLIER_TOLERANCE if case.outliers else 0) * largest).all()
-
-
-@pytest.mark.parametrize("case", CASES[:4], ids=str)
-def test_function_passes_the_checker(case):
-    model = build_model(case, make_weight(case))
-    onnx.checker.check_model(model, full_check=True)
-    assert {node.domain for node in model.functions[0].node} == {""}
-
-
-@needs_library
-def test_a_model_with_the_function_runs_the_native_operator():
-    case = Case(100, 33, 4, 32, zero="integer", outliers=3)
-    weight, x = make_weight(case), make_rows(case, 12)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    kernels.register(options)
-    (found,) = ort.InferenceSession(build_model(case, weight).SerializeToString(), options).run(None, {"x": x[None]})
-    np.testing.assert_array_equal(found[0], defined(case, weight, x))  # the function body differs in a last bit
-
-
 BASE = Case(100, 33, 4, 32, zero="integer", outliers=2, bias=True)
 
 
@@ -246,6 +173,7 @@ def test_parts_of_wrong_shapes_are_refused(name):
         (dict(group_size=0), "group_size is 0"),
         (dict(group_size=24), "group_size is 24, expected a multiple of 16, or in_features"),
         (dict(group_size=-32), "group_size is -32"),
+        (dict(gated=2), "gated is 2, expected 0 or 1"),
     ],
 )
 def test_attributes_out_of_range_are_refused(change, message):

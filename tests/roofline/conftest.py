@@ -36,7 +36,8 @@ def bundle_of(tmp_path_factory):
     """bundle_of(family, layout, form): each is made once."""
     pytest.importorskip("onnx")
     from dlm_edge.cache_choice import BODY
-    from dlm_edge.export.n_bits import Precision
+    from dlm_edge.export.measured_profile import Choice
+    from dlm_edge.export.profiles import Precision
     from dlm_edge.export.pipeline import GRAPH_NAME, copy_texts, write_graph, write_manifest
     from dlm_edge.runtime.layouts import default_group
 
@@ -52,9 +53,10 @@ def bundle_of(tmp_path_factory):
                 activations = "int8" if form in INT8_FORMS else "float"
                 pack_linears(source, lambda shape: FORMS[form](shape, next(seeds)), activations=activations)
             checkpoint = open_checkpoint(source)
-            nodes, _ = write_graph(checkpoint, folder / GRAPH_NAME, Precision(BODY["cpu"], True), layout)
+            nodes, _ = write_graph(checkpoint, folder / GRAPH_NAME, Precision(BODY["cpu"], "blocks"), layout)
             copy_texts(source, folder)
-            write_manifest(folder, checkpoint, "cpu", (layout, default_group(layout)), nodes, {})
+            chosen = Choice("w4a8-blocks", "blocks")
+            write_manifest(folder, checkpoint, "cpu", (layout, default_group(layout)), chosen, nodes, {})
         return open_bundle(folder)
 
     return find
@@ -63,8 +65,8 @@ def bundle_of(tmp_path_factory):
 def manifest_of(spec, layout="kv-fp32", group=64, nodes=(), **changes) -> Manifest:
     """As of a bundle that does not exist."""
     values = {
-        "schema": 2, "tool_version": dlm_edge.__version__, "target": "cpu", "model": spec, "operator_version": 1,
-        "opset": 24, "cache_layout": layout, "cache_group": group, "quantization": None, "nodes": tuple(nodes),
+        "schema": 3, "tool_version": dlm_edge.__version__, "target": "cpu", "model": spec, "operator_version": 1,
+        "opset": 24, "cache_layout": layout, "cache_group": group, "profile": "fp32", "quantization": None, "nodes": tuple(nodes),
         "sampler_defaults": {}, "parity": {}, "measured": {}, "files": (),
     }  # fmt: skip
     return msgspec.convert(values | changes, Manifest)
