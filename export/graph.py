@@ -180,7 +180,11 @@ class StepGraph:
         rows = g.add("Reshape", [x, g.integers(-1, self.spec.hidden_size)], "hidden_rows")
         rows = g.add("Gather", [rows, "logit_rows"], "logit_hidden_rows", axis=0)
         rows = self.norm(rows, "final_norm.weight", "final_norm")
-        g.add("Cast", [head(self.weights, rows)], "logits", to=TensorProto.FLOAT)
+        scores = head(self.weights, rows)
+        if self.body == TensorProto.FLOAT:  # a cast would copy them
+            g.rename_last(scores, "logits")
+        else:
+            g.add("Cast", [scores], "logits", to=TensorProto.FLOAT)
 
     def model(self) -> onnx.ModelProto:
         numbers = () if self.is_whole else ("start", "cache_len", "attn_block", *self.cache.numbers)

@@ -62,6 +62,12 @@ class GraphBuilder:
         finally:
             self.scope = scope
 
+    def rename_last(self, output: str, name: str) -> None:
+        """Of the node that was added last, and gives `output` to nobody yet."""
+        node = self.nodes[-1]
+        assert list(node.output) == [output], "only the last node can be renamed"
+        node.output[0] = node.name = name
+
     def weight(self, name: str, array: NDArray[np.generic]) -> str:
         self.initializers.append(self.data.add(name, array))
         return name
