@@ -1,4 +1,8 @@
-"""QLinear without its rounding of rows, as a function of standard operators: what `exact_twin` puts in its place."""
+"""QLinear without its rounding of rows, as a function of standard operators: what `exact_twin` puts in its place.
+
+It unpacks the weight at every run, so it is written for that: tiles are taken apart in pieces of four k, which stay together,
+and each field of the bytes is a product of its own.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from onnx import TensorProto, helper
 from dlm_edge.kernels.function_body import FunctionBody
 from dlm_edge.kernels.library import DOMAIN
 from dlm_edge.kernels.qlinear import function
+from dlm_edge.kernels.qlinear.layout import COLUMNS
 
 OPERATOR = "ExactLinear"
 
@@ -34,7 +39,7 @@ def exact_function(of: onnx.FunctionProto) -> onnx.FunctionProto:
         ones = body.float32(body.filled(1, TensorProto.INT64, "in_features"))
         none = body.float32(body.filled(0, TensorProto.INT64, body("Shape", "outlier_columns")))
         x = body("Mul", x, body("ScatterElements", ones, "outlier_columns", none, axis=0))
-    y = body("MatMul", x, _weight(body, bits, zero))
+    y = _product(body, x, bits, zero)
     if "outliers" in flags:
         chosen = body("Gather", "rows", "outlier_columns", axis=1)
         y = body("Add", y, body("MatMul", chosen, function._values(body, "outlier_weights", "outlier_table")))
@@ -47,16 +52,46 @@ def exact_function(of: onnx.FunctionProto) -> onnx.FunctionProto:
     )  # fmt: skip
 
 
-def _weight(body: FunctionBody, bits: int, zero: str) -> str:
-    """float32 [in_features, out_features]."""
-    function._unpacked(body, bits)
-    start, step = body("Squeeze", "zero", "zero"), body("Squeeze", "one", "zero")
-    columns = body("Range", start, body("Squeeze", "in_features", "zero"), step)
-    group = body("Div", columns, "group_size")
-    weight = body.float32("weight")
+def _product(body: FunctionBody, x: str, bits: int, zero: str) -> str:
+    """float32 [n, out_features] of x [n, in_features]."""
+    n_fields, vectors = 8 // bits, body.dim("codes", 1, name="vectors")
+    columns, four, fields = body.ints("", COLUMNS), body.ints("", 4), body.ints("", n_fields)
+    filled = body("Mul", vectors, body.ints("", 4 * n_fields))
+    missing = body("Concat", body.ints("", 0, 0, 0), body("Sub", filled, "in_features"), axis=0)
+    by_field = body.reshape(body("Pad", x, missing), body.dim(x, 0), vectors, fields, four)
+    scales, zeros = _by_vector(body, "scales", n_fields), _zeros(body, bits, zero, n_fields)
+    total = ""
+    for i in range(n_fields):
+        codes = _field(body, bits, i)
+        weight = body.reshape(codes, body.dim("codes", 0), vectors, columns, four)
+        weight = body("Mul", body("Sub", weight, zeros), scales)
+        weight = body.reshape(body("Transpose", weight, perm=[0, 2, 1, 3]), "rest", body("Mul", vectors, four))
+        index = body("Constant", value=helper.make_tensor("field", TensorProto.INT64, [], [i]))
+        part = body.reshape(body("Gather", by_field, index, axis=2), body.dim(x, 0), body("Mul", vectors, four))
+        product = body("Gemm", part, weight, transB=1)
+        total = body("Add", total, product) if total else product
+    return body("Slice", total, "zero", "out_features", "one")
+
+
+def _field(body: FunctionBody, bits: int, i: int) -> str:
+    """float32, of the same shape as the bytes: their field `i`."""
+    if bits == 8:
+        return body.float32("codes")
+    shift = body("Constant", value=helper.make_tensor("shift", TensorProto.UINT8, [], [i * bits]))
+    mask = body("Constant", value=helper.make_tensor("mask", TensorProto.UINT8, [], [2**bits - 1]))
+    return body.float32(body("BitwiseAnd", body("BitShift", "codes", shift, direction="RIGHT"), mask))
+
+
+def _zeros(body: FunctionBody, bits: int, zero: str, n_fields: int) -> str:
     if zero == "middle":
-        weight = body("Sub", weight, body.number(float(1 << (bits - 1))))
-    else:
-        table = function._values(body, "zeros" if zero == "integer" else "float_zeros", "zero_table")
-        weight = body("Sub", weight, body.float32(body("Gather", table, group, axis=0)))
-    return body("Mul", weight, body("Gather", function._values(body, "scales", "scale_table"), group, axis=0))
+        return body.number(float(1 << (bits - 1)))
+    return _by_vector(body, "zeros" if zero == "integer" else "float_zeros", n_fields)
+
+
+def _by_vector(body: FunctionBody, tiles: str, n_fields: int) -> str:
+    """float32 [tiles, vectors, 16, 1] of values in tiles [tiles, groups, 16]: no vector lies in two groups."""
+    start, step = body("Squeeze", "zero", "zero"), body("Squeeze", "one", "zero")
+    first = body("Mul", body("Range", start, body("Squeeze", "vectors", "zero"), step), body.ints("", 4 * n_fields))
+    last = body("Sub", body.dim(tiles, 1), "one")
+    group = body("Min", body("Div", first, "group_size"), last)  # what fills up belongs to the last group
+    return body("Unsqueeze", body.float32(body("Gather", tiles, group, axis=1)), "rest")
