@@ -13,7 +13,7 @@ from dlm_edge.bundle import is_bundle, open_bundle
 from dlm_edge.cache_choice import parse_cache
 from dlm_edge.checkpoint import Checkpoint, open_checkpoint
 from dlm_edge.errors import UsageProblem
-from dlm_edge.exported_size import FLOAT_BYTES, PackedForm, exported_bytes, forms_of, latent_bytes
+from dlm_edge.exported_size import FLOAT_BYTES, PackedForm, as_exported, exported_bytes, forms_of, latent_bytes
 from dlm_edge.families.spec import ModelSpec
 from dlm_edge.memory import available_bytes
 from dlm_edge.run_memory import RunMemory, fitting_layouts, run_memory
@@ -107,7 +107,7 @@ def _quantized(checkpoint: Checkpoint, recipe: str) -> tuple[Exported, dict[str,
         "disk_bytes": plan.weight_bytes + SMALL_FILES_BYTES,
         "seconds": estimate_seconds(plan, options),
     }
-    return Exported(plan.spec, exported_bytes(plan.spec, forms)), needs
+    return Exported(plan.spec, exported_bytes(plan.spec, as_exported(forms))), needs
 
 
 def _export(exported: Exported, source: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from dlm_edge import kernels
 from dlm_edge.kernels.dequantize_rows.reference import dequantize_rows, encode_rows
 from dlm_edge.kernels.pattern_attention.reference import pattern_attention
 from dlm_edge.kernels.prefix_block_attention.reference import prefix_block_attention, sparse_prefix_block_attention
+from dlm_edge.kernels.qlinear.inputs import linear_inputs
+from dlm_edge.kernels.qlinear.reference import qlinear
 from dlm_edge.kernels.quantize_rows.reference import quantize_rows
 from dlm_edge.kernels.select_pages.reference import DENSE_KEEP, SELECT, Policy, select_pages
 from dlm_edge.one_node_model import one_node_model
@@ -148,6 +150,7 @@ def make_cases(seed: int) -> list[Case]:
             lambda given: quantize_rows(given["rows"], STORED // 3, 16, bits=4, axis="token")[:3],
             attributes={"bits": 4, "axis": "token"},
         ),
+        linear_case(rng),
         Case(
             "PatternAttention",
             pattern,
@@ -155,6 +158,29 @@ def make_cases(seed: int) -> list[Case]:
             lambda given: pattern_attention(given["q"], given["k"], given["v"], keep, given["pattern"]),
         ),
     ]
+
+
+def linear_case(rng: np.random.Generator) -> Case:
+    """QLinear with integer zeros, a bias and outlier columns; outputs that do not fill their last tile."""
+    rows, width, out, group = 5, 96, 40, 32
+    groups = width // group
+    weight = linear_inputs(
+        rng.integers(0, 16, (out, width), np.uint8),
+        (0.1 + rng.random((out, groups))).astype(np.float16),
+        bits=4,
+        zeros=rng.integers(0, 16, (out, groups), np.uint8),
+        bias=rng.standard_normal(out).astype(np.float32),
+        outlier_columns=np.array([3, 70]),
+        outlier_weights=rng.standard_normal((out, 2)).astype(np.float32),
+    )
+    x = rng.standard_normal((1, rows, width)).astype(np.float32)
+    return Case(
+        "QLinear",
+        {"x": x} | {each.name: getattr(weight, each.name) for each in fields(weight)},
+        ("y",),
+        lambda given: (qlinear(given["x"], weight, out_features=out, bits=4, group_size=group),),
+        attributes={"in_features": width, "out_features": out, "bits": 4, "group_size": group, "gated": 0},
+    )
 
 
 def numbers(given: Arrays) -> dict[str, Any]:

@@ -113,6 +113,7 @@ class ModelWork:
                 zero,
                 outliers.get(role, 0),
                 entry["form"] == "MatMulBnb4",
+                entry["form"] == "QLinear",
             )
             size = packed_bytes(shape, form)
             is_integer = entry["accuracy_level"] == INT8_LEVEL or entry["form"] not in IN_FLOAT

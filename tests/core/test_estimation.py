@@ -58,7 +58,7 @@ def test_a_bundle_is_as_large_as_estimated(bundles):
 
 
 def test_sizes_of_a_recipe_are_those_of_its_result(tmp_path):
-    source = make_checkpoint(tmp_path / "source", "llada", hidden_size=128, head_dim=32, intermediate_size=512)
+    source = make_checkpoint(tmp_path / "source", "llada", hidden_size=128, head_dim=32, intermediate_size=2048)
     quantize(source, tmp_path / "packed", method="rtn", bits=4, group_size=64)  # the form of w4
     export(tmp_path / "packed", tmp_path / "bundle")
     planned, packed, bundle = (estimate(path) for path in (source, tmp_path / "packed", tmp_path / "bundle"))
