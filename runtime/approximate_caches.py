@@ -51,6 +51,9 @@ class ApproximateCache:
     def known_row(self, positions: Positions) -> Logits | None:
         return None
 
+    def settle(self) -> None:
+        pass
+
     def skip(self, steps: int) -> None:
         self.step += steps
 

@@ -54,11 +54,17 @@ class CountedModel:
         self.model.store(start, kept)
         return logits
 
-    def step(self, start: int, end: int, cache_len: int, positions: Positions) -> Logits:
-        """A pass that reads the prefix as the attention policy has it."""
+    def step(
+        self, start: int, end: int, cache_len: int, positions: Positions, *, stored_end: int | None = None
+    ) -> Logits:
+        """A pass that reads the prefix as the attention policy has it. What it computed of the window, up to
+        `stored_end`, becomes part of the prefix."""
+        stored_rows = 0 if stored_end is None else stored_end - start
         planes, policy = self.plan.planes, self.plan.of_step(end - start)
-        logits = self.pass_over(start, end, cache_len, positions, policy, planes=planes)
+        logits = self.pass_over(start, end, cache_len, positions, policy, planes=planes, stored_rows=stored_rows)
         self.density.add(self.model.stats, end - start)
+        if stored_rows:
+            self.model.store(start, start + stored_rows)
         return logits
 
     def run_fillings(

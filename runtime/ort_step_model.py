@@ -189,6 +189,10 @@ class OrtStepModel:
     def store_multiple(self) -> int:
         return self.memory.layout.codes_multiple if self.gives_codes else 1
 
+    @property
+    def stores_floats(self) -> bool:
+        return self.memory.form == "float"
+
     def keep(self, ids: Ids, multiple: int) -> int:
         before, kept = self.memory.layout.cursor, self.memory.keep(ids, multiple)
         if kept < before and self.memory.form != "float":  # the last group or page may have changed

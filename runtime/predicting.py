@@ -92,6 +92,7 @@ class Predictor:
         return [[u + scale * (c - u) for c, u in zip(given, free, strict=True)] for given, free in pairs]
 
     def _plain_rows(self, fillings: Sequence[NDArray[np.int64]], positions: Sequence[Positions]) -> list[list[Row]]:
+        self.cache.settle()
         window = self.cache.step_window
         known = [self.cache.known_row(at) for at in positions]  # of the first one, where no window predicts it
         asked = [at[1:] if row is not None else at for at, row in zip(positions, known, strict=True)]

@@ -80,6 +80,11 @@ class StepModel(Protocol):
         """`start` of `store` has to be a multiple of it: positions whose keys have their scales in common."""
 
     @property
+    def stores_floats(self) -> bool:
+        """Whether `store` keeps floats: a run then reads the same of a position, but for a rounding, where it is stored and
+        where it lies in the run's own window. Codes hold less."""
+
+    @property
     def stats(self) -> NDArray[np.float32]:
         """What the last run read, [n_layers, 4]: rows that attended afresh, pages read and pages there are (means over
         kv heads), and page bounds read, in pages' worth of bytes. A model without pages has no layers here."""

@@ -61,14 +61,15 @@ def test_reuse_is_approximate(family, cache):
 
 
 def test_windows_of_the_block_cache():
-    """Prefill in chunks, the present block only, and one more pass over it when it is clean."""
+    """Prefill in chunks, the present block only, and in a block's first step the clean one before it."""
     model = ToyModel()
     decode(
         make_conventions("block", 4), prompt_of(9), model=model, cache="block", gen_len=7, prefill_chunk=4, stop_ids=()
     )
-    assert [run[:3] for run in model.runs] == [(0, 4, 0), (4, 8, 4), *[(8, 12, 8)] * 4, *[(12, 16, 12)] * 4]
-    assert model.runs[0][3] == [] and model.runs[5][3] == []  # the pass over the clean block needs no logits
-    assert [len(run[3]) for run in model.runs] == [0, 0, 3, 2, 1, 0, 4, 3, 2, 1]  # and steps only masked rows
+    windows = [(0, 4, 0), (4, 8, 4), *[(8, 12, 8)] * 3, (8, 16, 8), *[(12, 16, 12)] * 3]
+    assert [run[:3] for run in model.runs] == windows
+    assert model.runs[5][3] == [4, 5, 6, 7]  # the clean block needs no logits
+    assert [len(run[3]) for run in model.runs] == [0, 0, 3, 2, 1, 4, 3, 2, 1]  # and steps only masked rows
 
 
 def test_windows_of_the_shifted_block_cache():

@@ -65,6 +65,7 @@ class ToyModel:
     stats = np.empty((0, 4), np.float32)
     batches_copies = True
     store_multiple = 1
+    stores_floats = True
 
     def run(self, ids, start, cache_len, attn_block, logit_rows, policy=None, *, planes=2, stored_rows=0):
         self.before_run(len(self.runs))
