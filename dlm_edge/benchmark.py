@@ -115,7 +115,7 @@ def reserved_ids(engine: Engine) -> list[int]:
 
 def summarise(prompt_tokens: int, new_tokens: int, results: Sequence[Result]) -> dict[str, Any]:
     seconds = [r.seconds for r in results]
-    # Prefill is timed by itself; what is left runs one pass per step and the clean passes between blocks.
+    # Prefill is timed by itself; what is left runs one pass per step, and where a step does not store the block before it, a pass for that.
     per_forward = [(r.seconds - r.prefill_seconds) / max(r.forward_passes - r.prefill_passes, 1) for r in results]
     return {
         "prompt_tokens": prompt_tokens,

@@ -83,7 +83,7 @@ def open_layer(source: Checkpoint, profile: Profile) -> ort.InferenceSession:
     """The feed-forward part of layer 0 under a profile, with its weights in memory."""
     graph = GraphBuilder(InMemory(), BODY)
     out = feed_forward(WeightNodes(source, graph, Precision(BODY, profile.kernel)), 0, "x")
-    shape = [1, "rows", source.spec.hidden_size]
+    shape: list[int | str | None] = [1, "rows", source.spec.hidden_size]
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dlm_edge.export.nodes import GraphBuilder
+from dlm_edge.kernels import DOMAIN
 from dlm_edge.kernels.qlinear import function
 from dlm_edge.kernels.qlinear.inputs import LinearInputs, can_run, linear_inputs
 from dlm_edge.kernels.qlinear.layout import COLUMNS
@@ -44,19 +46,15 @@ def q_linear(
         else graph.weight(f"{role}.{part}", array)
         for part, array in arrays.items()
     ]
-    options = {
-        "bits": container_bits(tensor.bits),
-        "zero": weight.zero,
-        "whole": tensor.group_size >= tensor.shape[1],
-        "bias": bias is not None,
-        "outliers": tensor.outliers is not None,
-        "gated": gated,
-    }
-    overload = function.overload(**options)
-    graph.functions.setdefault((function.OPERATOR, overload), function.function_proto(**options))
+    bits, has_bias, has_outliers = container_bits(tensor.bits), bias is not None, tensor.outliers is not None
+    whole = tensor.group_size >= tensor.shape[1]
+    body = function.function_proto(
+        bits, weight.zero, whole=whole, bias=has_bias, outliers=has_outliers, gated=gated
+    )  # of this form of weight
+    graph.functions.setdefault((body.name, body.overload), body)
     return graph.add(
-        function.OPERATOR, [x, *names], name, domain=function.DOMAIN, overload=overload,
-        in_features=tensor.shape[1], out_features=tensor.shape[0], bits=container_bits(tensor.bits),
+        function.OPERATOR, [x, *names], name, domain=DOMAIN, overload=body.overload,
+        in_features=tensor.shape[1], out_features=tensor.shape[0], bits=bits,
         group_size=tensor.group_size, gated=int(gated),
     )  # fmt: skip
 
@@ -68,7 +66,7 @@ def inputs_of(tensor: QuantizedTensor, bias: Floats | None = None) -> LinearInpu
         codes,
         as_halves(tensor.scales),
         bits=container_bits(tensor.bits),
-        zeros=None if zeros is None else zeros,
+        zeros=zeros,
         bias=bias,
         outlier_columns=None if outliers is None else outliers.columns,
         outlier_weights=None if outliers is None else outliers.weights,
@@ -113,7 +111,7 @@ def stacked(tensors: Sequence[QuantizedTensor]) -> QuantizedTensor | None:
     if first.outliers is not None:
         weights = [tensor.outliers.weights for tensor in tensors if tensor.outliers is not None]
         outliers = replace(first.outliers, weights=np.concatenate(weights))
-    zeros = [tensor.zeros for tensor in tensors if tensor.zeros is not None]
+    zeros: list[Any] = [tensor.zeros for tensor in tensors if tensor.zeros is not None]
     return replace(
         first,
         packed=np.concatenate([tensor.packed for tensor in tensors]),

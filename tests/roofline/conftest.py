@@ -37,8 +37,8 @@ def bundle_of(tmp_path_factory):
     pytest.importorskip("onnx")
     from dlm_edge.cache_choice import BODY
     from dlm_edge.export.measured_profile import Choice
-    from dlm_edge.export.profiles import Precision
     from dlm_edge.export.pipeline import GRAPH_NAME, copy_texts, write_graph, write_manifest
+    from dlm_edge.export.profiles import Precision
     from dlm_edge.runtime.layouts import default_group
 
     root = tmp_path_factory.mktemp("roofline")
