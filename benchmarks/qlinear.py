@@ -53,6 +53,8 @@ def open_session(nodes: list[onnx.NodeProto], constants: Arrays, threads: int, *
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid(*v) for v in versions.items()], ir_version=10)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
+    # The threads of the other sessions would spin on the processors of the one that is timed.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not kernels.register(options):
         raise SystemExit("the native library is not built")
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

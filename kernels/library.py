@@ -10,6 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dlm_edge.errors import EnvironmentProblem
 
 DOMAIN = "dlm_edge"
@@ -67,6 +70,35 @@ def set_simd(name: str | None) -> bool:
     return path is not None and bool(_load(path).dlm_edge_set_simd(name.encode() if name else None))
 
 
+def score_rows(
+    rows: NDArray[np.uintp],
+    vocab_size: int,
+    forbidden: NDArray[np.int64],
+    ids: NDArray[np.int64],
+    columns: NDArray[np.float64],
+) -> bool:
+    """The call behind score_rows/fast.py; False without a library, and then nothing is written.
+
+    rows [R] addresses of float32 [vocab_size]; columns [4, R] largest, top1_prob, top2_prob, entropy. All are contiguous
+    and stay the caller's.
+    """
+    library = _in_use()
+    if library is None:
+        return False
+    pointers = [array.ctypes.data for array in (rows, forbidden, ids, columns)]
+    library.dlm_edge_score_rows(
+        len(rows), vocab_size, pointers[0], len(forbidden), pointers[1], pointers[2], pointers[3]
+    )
+    return True
+
+
+@cache
+def _in_use() -> ctypes.CDLL | None:
+    """Looked for once: looking takes longer than a row of a small vocabulary."""
+    path = library_path()
+    return None if path is None else _load(path)
+
+
 @cache
 def _load(path: Path) -> ctypes.CDLL:
     hint = "reinstall dlm-edge, or delete the file to run on standard operators"
@@ -74,6 +106,9 @@ def _load(path: Path) -> ctypes.CDLL:
         library = ctypes.CDLL(str(path))
         library.dlm_edge_simd.restype = ctypes.c_char_p
         library.dlm_edge_set_simd.argtypes = [ctypes.c_char_p]
+        count, pointer = ctypes.c_int64, ctypes.c_void_p
+        library.dlm_edge_score_rows.argtypes = [count, count, pointer, count, pointer, pointer, pointer]
+        library.dlm_edge_score_rows.restype = None
         version = library.dlm_edge_operator_version()
     except (OSError, AttributeError) as error:
         raise EnvironmentProblem("E-NATIVE", f"{path} cannot be loaded: {error}", hint) from error

@@ -26,4 +26,4 @@ for seed in 1 2; do "$work/fuzz_operators" "$calls" $seed; done
 # Leaks: the interpreter itself has some. The link order of a preloaded sanitizer is checked by hand: it is first here.
 runtimes=$($cxx -print-file-name=libasan.so):$($cxx -print-file-name=libubsan.so)
 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 LD_PRELOAD=$runtimes PYTHONPATH=$work/tree \
-  "$python" -m pytest -q -p no:cacheprovider tests/kernels -k "not triton and (native or prefix_block or library or dequantize_rows or select or pattern or quantize)"
+  "$python" -m pytest -q -p no:cacheprovider tests/kernels -k "not triton and (native or prefix_block or library or dequantize_rows or select or pattern or quantize or (qlinear and not emulated))"

@@ -9,5 +9,7 @@
 #include "mass_tiles.h"
 #include "pool_tiles.h"
 #include "quantize_tiles.h"
+#include "score_tiles.h"
 
-const dlm_edge::TileKernel dlm_edge::kAvx2Tiles = {"avx2", kLanes, kMaxRowVectors, Attend, Measure, Choose, Dequantize, Pool, Quantize};
+const dlm_edge::TileKernel dlm_edge::kAvx2Tiles = {
+    "avx2", kLanes, kMaxRowVectors, Attend, Measure, Choose, Dequantize, Pool, Quantize, LargestLogit, WeighLogits};

@@ -8,6 +8,8 @@
 #include "fixed_masses.h"
 #include "pool_tiles.h"
 #include "quantize_tiles.h"
+#include "score_tiles.h"
 
 const dlm_edge::TileKernel dlm_edge::kAvx512VnniTiles = {
-    "avx512_vnni", kLanes, kMaxRowVectors, AttendFixed, MeasureFixed, Choose, Dequantize, Pool, Quantize};
+    "avx512_vnni", kLanes, kMaxRowVectors, AttendFixed, MeasureFixed, Choose, Dequantize, Pool, Quantize, LargestLogit,
+    WeighLogits};

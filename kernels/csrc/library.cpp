@@ -1,8 +1,10 @@
 // The operator library: what ONNX Runtime loads, and what kernels/library.py asks of it.
+#include <cstdint>
 #include <cstdio>
 
 #include "cuda_operators.h"
 #include "operator.h"
+#include "score_rows.h"
 #include "simd.h"
 
 #define DLM_EDGE_EXPORT extern "C" __attribute__((visibility("default")))
@@ -43,3 +45,10 @@ DLM_EDGE_EXPORT const char* dlm_edge_simd() { return dlm_edge::SimdName(); }
 
 // For tests and measurements: 1 when the variant is in use from now on, 0 when this processor lacks it.
 DLM_EDGE_EXPORT int dlm_edge_set_simd(const char* name) { return dlm_edge::SetSimd(name) ? 1 : 0; }
+
+// See score_rows.h. `columns` [4, n_rows]: largest, top1_prob, top2_prob, entropy.
+DLM_EDGE_EXPORT void dlm_edge_score_rows(int64_t n_rows, int64_t vocab_size, const float* const* rows,
+                                         int64_t n_forbidden, const int64_t* forbidden, int64_t* ids, double* columns) {
+  dlm_edge::ScoreRows({n_rows, vocab_size, rows, n_forbidden, forbidden, ids, columns, columns + n_rows,
+                       columns + 2 * n_rows, columns + 3 * n_rows});
+}

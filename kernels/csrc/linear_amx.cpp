@@ -13,7 +13,7 @@ namespace dlm_edge {
 namespace {
 
 constexpr int kRows = 32, kTiles = 2;
-constexpr bool kAlwaysUnpacks = true;  // tiles are loaded from memory
+constexpr int kPackedRowTiles = 0;  // tiles are loaded from memory
 
 }  // namespace
 }  // namespace dlm_edge
@@ -69,18 +69,18 @@ thread_local Shaped shaped;
 thread_local int unit;
 
 template <int C, int form>
-void RunPanel(int64_t n_rows, const PanelTask& task) {
+DLM_EDGE_INLINE void RunGroup(int64_t n_rows, const PanelTask& task, const GroupPart& part) {
   constexpr int width = C * kTileColumns, stride = width * sizeof(int32_t);
   const bool has_high = n_rows > kTileRows;
-  shaped.Use(static_cast<int>(n_rows), unit);
-  alignas(64) int32_t sums[kRows][width];
+  alignas(64) int32_t products[kRows][width];
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  const int8_t* rows = task.rows;
-  const uint8_t* codes = task.codes;
+  const int8_t* rows = part.rows;
+  const uint8_t *codes = part.codes, *ahead = part.ahead;
   for (int64_t k = 0; k < task.k; k += unit, rows += n_rows * unit, codes += kTileColumns * unit) {
+    FetchAhead<C>(task, &ahead, unit / 16);
     _tile_loadd(4, rows, unit);
     _tile_loadd(6, codes, kVector);
     _tile_dpbsud(0, 4, 6);
@@ -94,21 +94,25 @@ void RunPanel(int64_t n_rows, const PanelTask& task) {
       if constexpr (C == 2) _tile_dpbsud(3, 5, 7);
     }
   }
-  _tile_stored(0, &sums[0][0], stride);
-  if constexpr (C == 2) _tile_stored(1, &sums[0][kTileColumns], stride);
+  _tile_stored(0, &products[0][0], stride);
+  if constexpr (C == 2) _tile_stored(1, &products[0][kTileColumns], stride);
   if (has_high) {
-    _tile_stored(2, &sums[kTileRows][0], stride);
-    if constexpr (C == 2) _tile_stored(3, &sums[kTileRows][kTileColumns], stride);
+    _tile_stored(2, &products[kTileRows][0], stride);
+    if constexpr (C == 2) _tile_stored(3, &products[kTileRows][kTileColumns], stride);
   }
   for (int r = 0; r < n_rows; ++r)
-    for (int column = 0; column < width; column += kLanes) {
-      const IntVec before = task.is_first ? Start(task, r, column) : LoadInts(task.partial + r * width + column);
-      const IntVec all = before + LoadInts(&sums[r][column]);
-      if (task.is_last)
-        AddGroup(task, width, r, column, all);
-      else
-        *(LooseIntVec*)(task.partial + r * width + column) = all;
-    }
+    WithTotals<1, C>(task, r, [&](Vec(&totals)[1][C * kVectors]) {
+      IntVec sums[1][C * kVectors];
+      BeginSums<1, C>(task, part, r, sums);
+      for (int v = 0; v < C * kVectors; ++v) sums[0][v] += LoadInts(&products[r][v * kLanes]);
+      EndSums<1, C>(task, part, r, sums, totals);
+    });
+}
+
+template <int C, int form>
+void RunPanel(int64_t n_rows, const PanelTask& task) {
+  shaped.Use(static_cast<int>(n_rows), unit);
+  EachGroup<C, form>(task, n_rows, 1, [&](const GroupPart& part) { RunGroup<C, form>(n_rows, task, part); });
 }
 
 RowForm Tiled(const LinearWeight& weight) { return {TileK(weight), false}; }

@@ -9,7 +9,7 @@ namespace dlm_edge {
 namespace {
 
 constexpr int kRows = 8, kTiles = 2;
-constexpr bool kAlwaysUnpacks = false;
+constexpr int kPackedRowTiles = 1 << 30;  // always: two operations for 16 dot products
 
 constexpr int kRowBytes = 4;
 

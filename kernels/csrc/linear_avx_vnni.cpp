@@ -9,7 +9,7 @@ namespace dlm_edge {
 namespace {
 
 constexpr int kRows = 6, kTiles = 1;
-constexpr bool kAlwaysUnpacks = false;
+constexpr int kPackedRowTiles = 1;
 
 constexpr int kRowBytes = 4;
 

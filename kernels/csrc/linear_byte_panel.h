@@ -1,7 +1,7 @@
 // A panel of QLinear in sums of 16 bits, for codes up to 15; linear_avx2.cpp says why they are enough.
 #pragma once
 
-#include "linear_tiles.h"
+#include "linear_panel.h"
 
 namespace dlm_edge {
 namespace {
@@ -10,41 +10,18 @@ DLM_EDGE_INLINE IntVec AddPairs(IntVec pairs) {
   return (IntVec)_mm256_madd_epi16((__m256i)pairs, _mm256_set1_epi16(1));
 }
 
-template <int R, int C>
-DLM_EDGE_INLINE void EndPanel(const PanelTask& task, const IntVec (&sums)[R][C * kVectors]) {
-  constexpr int width = C * kTileColumns;
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < C * kVectors; ++v) {
-      if (task.is_last)
-        AddGroup(task, width, r, v * kLanes, sums[r][v]);
-      else
-        *(LooseIntVec*)(task.partial + r * width + v * kLanes) = sums[r][v];
-    }
-}
-
-template <int R, int C>
-DLM_EDGE_INLINE void BeginPanel(const PanelTask& task, IntVec (&sums)[R][C * kVectors]) {
-  constexpr int width = C * kTileColumns;
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < C * kVectors; ++v)
-      sums[r][v] = task.is_first ? Start(task, r, v * kLanes) : LoadInts(task.partial + r * width + v * kLanes);
-}
-
 template <int R, int C, int form>
-DLM_EDGE_INLINE void BytePanel(const PanelTask& task) {
+DLM_EDGE_INLINE void BytePanel(const PanelTask& task, const GroupPart& part, Vec (&totals)[R][C * kVectors]) {
   constexpr int V = C * kVectors, per_byte = form == kUnpacked ? 1 : 8 / form;
   constexpr uint32_t mask = form == kUnpacked ? 0 : (0xffu >> (8 - form)) * 0x01010101u;
   IntVec sums[R][V];
-  BeginPanel<R, C>(task, sums);
-  const uint8_t* codes = task.codes;
-  const int8_t* rows = task.rows;
+  BeginSums<R, C>(task, part, 0, sums);
+  const uint8_t *codes = part.codes, *ahead = part.ahead;
+  const int8_t* rows = part.rows;
   for (int64_t left = task.k / (4 * per_byte); left > 0;) {
     const int64_t n = left < 8 / per_byte ? left : 8 / per_byte;  // eight products of four k at a time
     left -= n;
+    FetchAhead<C>(task, &ahead, (n * per_byte + 3) / 4);
     __m256i pairs[R][V];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
@@ -75,7 +52,7 @@ DLM_EDGE_INLINE void BytePanel(const PanelTask& task) {
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) sums[r][v] += AddPairs((IntVec)pairs[r][v]);
   }
-  EndPanel<R, C>(task, sums);
+  EndSums<R, C>(task, part, 0, sums, totals);
 }
 
 }  // namespace

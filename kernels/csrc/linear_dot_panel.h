@@ -6,28 +6,24 @@
 //   IntVec Dot(IntVec sums, CodeOperand codes, RowOperand row)   sums + the four products of each lane
 #pragma once
 
-#include "linear_tiles.h"
+#include "linear_panel.h"
 
 namespace dlm_edge {
 namespace {
 
 template <int R, int C, int form>
-DLM_EDGE_INLINE void DotPanel(const PanelTask& task) {
+DLM_EDGE_INLINE void DotPanel(const PanelTask& task, const GroupPart& part, Vec (&totals)[R][C * kVectors]) {
   constexpr int bits = form == kUnpacked ? 8 : form;
-  constexpr int V = C * kVectors, width = C * kTileColumns, per_byte = 8 / bits;
+  constexpr int V = C * kVectors, per_byte = 8 / bits;
   constexpr uint32_t mask = (0xffu >> (8 - bits)) * 0x01010101u;
   // 16 k at a time. A few sums alone would wait for each other, so that each of the four dot products has its own.
   constexpr int n_vectors = 4 / per_byte, n_sets = R * V <= 4 ? 4 : 1;
   IntVec sums[n_sets][R][V] = {};
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v)
-      sums[0][r][v] = task.is_first ? Start(task, r, v * kLanes) : LoadInts(task.partial + r * width + v * kLanes);
-
-  const uint8_t* codes = task.codes;
-  const int8_t* rows = task.rows;
+  BeginSums<R, C>(task, part, 0, sums[0]);
+  const uint8_t *codes = part.codes, *ahead = part.ahead;
+  const int8_t* rows = part.rows;
   for (int64_t k = task.k; k > 0; k -= 16) {
+    FetchAhead<C>(task, &ahead, 1);
 #pragma GCC unroll 4
     for (int i = 0; i < n_vectors; ++i, codes += kVector) {
       UintVec packed[V];
@@ -52,19 +48,11 @@ DLM_EDGE_INLINE void DotPanel(const PanelTask& task) {
       }
     }
   }
-
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) {
-      IntVec all = sums[0][r][v];
+  EachSum<R, V>([&](int r, int v) {
 #pragma GCC unroll 4
-      for (int set = 1; set < n_sets; ++set) all += sums[set][r][v];
-      if (task.is_last)
-        AddGroup(task, width, r, v * kLanes, all);
-      else
-        *(LooseIntVec*)(task.partial + r * width + v * kLanes) = all;
-    }
+    for (int set = 1; set < n_sets; ++set) sums[0][r][v] += sums[set][r][v];
+  });
+  EndSums<R, C>(task, part, 0, sums[0], totals);
 }
 
 }  // namespace

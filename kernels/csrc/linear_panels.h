@@ -2,6 +2,7 @@
 #pragma once
 
 #include "linear_dot_panel.h"
+#include "linear_tiles.h"
 
 namespace dlm_edge {
 namespace {
@@ -10,7 +11,10 @@ template <int C, int form>
 struct Panels {
   template <int R>
   static void Run(const PanelTask& task) {
-    DotPanel<R, C, form>(task);
+    WithTotals<R, C>(task, 0, [&](Vec(&totals)[R][C * kVectors]) {
+      EachGroup<C, form>(task, R, kRowBytes / 4,
+                         [&](const GroupPart& part) { DotPanel<R, C, form>(task, part, totals); });
+    });
   }
 };
 

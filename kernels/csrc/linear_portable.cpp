@@ -8,7 +8,7 @@ namespace dlm_edge {
 namespace {
 
 constexpr int kRows = 2, kTiles = 1;
-constexpr bool kAlwaysUnpacks = true;
+constexpr int kPackedRowTiles = 0;
 
 RowForm Form(const LinearWeight&) { return {4, true}; }
 

@@ -107,6 +107,13 @@ struct QuantizeTask {
   uint16_t *scale, *low;  // float16 [width / group]
 };
 
+// Logits that are added up at once, and the sums of a row. Weights are exp(logit - largest).
+constexpr int64_t kScoreChunk = 1024;
+struct ScoreSums {
+  double weights, weighted;  // of the weights, and of (logit - largest) * weight
+  float second;              // largest of logit - largest
+};
+
 // One variant. Rows are worked on in tiles of up to max_row_vectors * lanes.
 struct TileKernel {
   const char* name;
@@ -117,6 +124,8 @@ struct TileKernel {
   void (*dequantize)(const CodeRow& row);
   void (*pool)(const PoolTask& task);
   void (*quantize)(const QuantizeTask& task);
+  float (*largest)(const float* logits);  // of a chunk; NaN where it holds one
+  void (*weigh)(const float* logits, float largest, ScoreSums* sums);  // adds a chunk
 };
 extern const TileKernel kPortableTiles;
 #if defined(__x86_64__)

@@ -92,6 +92,7 @@ bool Call(const ort::CustomOp& op, bool is_damaged) {
                   : name == "DequantizeRows"   ? RowsCall(info)
                   : name == "PatternAttention" ? PatternCall()
                   : name == "QuantizeRows"     ? QuantizeCall(info)
+                  : name == "QLinear"          ? LinearCall(&info)
                                                : SparseCall();
   for (int64_t n = is_damaged ? Random(1, 2) : 0; n > 0 && !c.inputs.empty(); --n) Damage(&c);
   if (c.inputs.empty()) return false;

@@ -10,5 +10,6 @@ FakeContext SelectCall();
 FakeContext PatternCall();
 FakeContext RowsCall(const FakeInfo& info);  // DequantizeRows: bits and axis are attributes
 FakeContext QuantizeCall(const FakeInfo& info);
+FakeContext LinearCall(FakeInfo* info);  // QLinear: sets its attributes
 
 }  // namespace fuzz
