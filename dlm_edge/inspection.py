@@ -31,6 +31,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     cache_layout: str
     cache_bytes_per_token: float
     quantization: dict[str, Any] | None
+    profile: dict[str, Any] | None = None  # of a bundle: name, and what `--profile auto` measured when it chose it
     sampler_defaults: dict[str, Any] | None = None  # of a bundle: what generate does unless told otherwise
     tuned: dict[str, Any] | None = None  # of a bundle: what `dlm-edge tune` measured when it chose them
     outliers: list[dict[str, Any]] | None = None  # profiles of the linear inputs, and what w8a8 does about them
@@ -104,6 +105,7 @@ def _bundle(path: Path) -> Inspection:
     record = read_record(manifest)
     return msgspec.structs.replace(
         described,
+        profile={"name": manifest.profile, "measured": manifest.measured.get("profile")},
         sampler_defaults=manifest.sampler_defaults,
         tuned=None if record is None else msgspec.to_builtins(record),
     )

@@ -38,6 +38,8 @@ def command(path: str, outliers: bool, calib_data: Path | None, seed: int, plot:
     dtypes = ", ".join(f"{count} {name}" for name, count in found.dtypes.items())
     print(f"{found.kind}: {found.family} ({found.architecture}), {found.parameters / 1e6:.1f} M parameters")
     print(f"size          {size(found.size_bytes)}" + (f" ({dtypes})" if dtypes else ""))
+    if found.profile is not None and found.profile["name"]:
+        print(f"profile       {found.profile['name']}{how_chosen(found.profile['measured'])}")
     print(f"cache         {found.cache_layout}, {size(round(found.cache_bytes_per_token))} per token")
     for key, value in found.conventions.items():
         print(f"{key:16}  {value}")
@@ -91,3 +93,11 @@ def _kind(count: int, channels: list[dict[str, Any]]) -> str:
         return "-"
     strongest = channels[0]
     return f"{count} (#{strongest['channel']} x{strongest['peak']:.3g}, {strongest['share']:.0%})"
+
+
+def how_chosen(measured: dict[str, Any] | None) -> str:
+    """What `--profile auto` found on the machine that exported the bundle."""
+    if measured is None:
+        return ""
+    times = ", ".join(f"{name} {seconds * 1e3:.3g} ms" for name, seconds in measured["seconds"].items())
+    return f", the fastest on {measured['processor']}: {times} for a feed-forward layer of {measured['rows']} rows"

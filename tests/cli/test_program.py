@@ -13,6 +13,7 @@ from dlm_edge.cli import main
 from dlm_edge.cli.program import VERBS
 from dlm_edge.errors import CODES
 from dlm_edge.export import export
+from tests.packed_folder import pack_linears, random_tensor
 from tests.tiny import make_checkpoint
 
 
@@ -90,6 +91,20 @@ def test_inspect_tells_the_conventions(bundle, name, capsys):
     assert found["kind"] == {"source": "checkpoint", "bundle": "bundle"}[name]
     assert found["family"] == "sdar" and found["conventions"]["block_length"] == 8
     assert found["cache_bytes_per_token"] == 2 * 3 * 2 * 16 * 4  # K and V, layers, KV heads, head_dim, float32
+
+
+def test_the_profile_is_what_export_and_inspect_name(tmp_path, capsys):
+    source = pack_linears(make_checkpoint(tmp_path / "source", "sdar"), lambda shape: random_tensor(shape, 4, 32))
+    assert main(["export", str(source), "-o", str(tmp_path / "out"), "--profile", "w4a8-blocks"]) == 0
+    assert "profile   w4a8-blocks" in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path / "out")]) == 0
+    assert "profile       w4a8-blocks\n" in capsys.readouterr().out
+    assert main(["export", str(source), "-o", str(tmp_path / "auto"), "--json"]) == 0
+    chosen = json.loads(capsys.readouterr().out)["profile"]
+    assert main(["inspect", str(tmp_path / "auto")]) == 0
+    assert f"profile       {chosen}, the fastest on " in capsys.readouterr().out
+    assert main(["export", str(source), "-o", str(tmp_path / "none"), "--profile", "w4a8-block"]) == 2
+    assert "did you mean w4a8-blocks" in capsys.readouterr().err
 
 
 def test_doctor_is_content_here(capsys):
