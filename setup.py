@@ -35,7 +35,7 @@ SOURCES: dict[str, list[str]] = {
     "select_pages_op.cpp": [], "select_pages.cpp": [],
     "dequantize_rows_op.cpp": [], "dequantize_rows.cpp": [],
     "pattern_attention_op.cpp": [], "pattern_plan.cpp": [],
-    "quantize_rows_op.cpp": [], "quantize_rows.cpp": [],
+    "quantize_rows_op.cpp": [], "quantize_rows.cpp": [], "score_rows.cpp": [],
     "attention_portable.cpp": [],
     "linear_op.cpp": [], "linear_plan.cpp": [], "linear_portable.cpp": [EXACT],
     "cuda_driver.cpp": [], "cuda_launch.cpp": [], "cuda_operators.cpp": [],

@@ -4,13 +4,19 @@ import numpy as np
 import pytest
 
 from dlm_edge.errors import JobError
+from dlm_edge.kernels import library
 from dlm_edge.runtime.samplers.contract import Commits
 from dlm_edge.runtime.scores import Sampling, ScoreReducer
 
 MASK = 3
-# One float32 sum over a vocabulary of 5,000 and float32 exponentials; the largest errors measured over 200 rows
-# are 2.3e-8 for probabilities and 3.4e-7 for the entropy; the bounds leave a factor of four.
-PROBABILITY_ERROR, ENTROPY_ERROR = 1e-7, 1.4e-6
+# See tests/kernels/test_score_rows.py.
+PROBABILITY_ERROR, ENTROPY_ERROR = 1e-7, 1.2e-6
+
+
+@pytest.fixture(autouse=True, params=["as installed", "no library"])
+def installed(request, monkeypatch):
+    if request.param == "no library":
+        monkeypatch.setattr(library, "_in_use", lambda: None)
 
 
 def reduce(rows, sampling=None, positions=None, step=0):
@@ -63,6 +69,33 @@ def test_unusable_rows_raise(row):
     with pytest.raises(JobError) as error:
         reduce([[0, 1, 2, 0], row], positions=[40, 41], step=7)
     assert error.value.code == "E-NUM" and "position 41 at step 7" in error.value.message
+
+
+def test_stop_ids_are_not_chosen_before_the_first_stop():
+    """Positions in any order: each row keeps its place."""
+    rows = np.random.default_rng(3).normal(0, 1, (5, 30)).astype(np.float32)
+    rows[:, [7, 11]] += 20  # the stop ids would win everywhere
+    positions = np.array([14, 9, 10, 2, 9])
+    reducer = ScoreReducer(MASK, Sampling(), stop_ids=[11, 7], first_stop=10)
+    found = reducer.reduce(list(rows), positions, 0)
+    for i, position in enumerate(positions):
+        banned = [MASK, 7, 11] if position < 10 else [MASK]
+        exact = np.delete(rows[i].astype(np.float64), banned)
+        p = np.exp(exact - exact.max()) / np.exp(exact - exact.max()).sum()
+        assert found.ids[i] == np.delete(np.arange(30), banned)[exact.argmax()]
+        assert found.top1_prob[i] == pytest.approx(p.max(), abs=PROBABILITY_ERROR)
+        for token in (0, int(found.ids[i])):
+            exact_p = np.exp(np.float64(rows[i, token]) - exact.max()) * p.max()
+            assert reducer.probability(rows[i], int(position), token, 0) == pytest.approx(
+                exact_p, abs=PROBABILITY_ERROR
+            )
+
+
+def test_columns_are_not_shared():
+    """A constraint writes into some of them."""
+    found = reduce([[1, 2, 3, 0], [3, 2, 1, 0]])
+    columns = [found.ids, found.confidence, found.top1_prob, found.top2_prob, found.entropy]
+    assert not any(np.shares_memory(a, b) for i, a in enumerate(columns) for b in columns[:i])
 
 
 def test_drawing_follows_the_probabilities():
