@@ -20,6 +20,7 @@ from dlm_edge.export.exact_twin import exact_twin
 from dlm_edge.families.spec import ModelSpec
 from dlm_edge.kernels.quantized_pages.planes import BOTH
 from dlm_edge.kernels.select_pages.reference import EXACT_POLICY, Policy
+from dlm_edge.machine import has_dots_of_bytes
 from dlm_edge.models.streamed import streamed_logits
 from dlm_edge.quantized import LayerRecord
 
@@ -151,7 +152,8 @@ def open_session(graph_path: Path, native: bool) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3  # TensorScatter warns at every copy; here the copies are wanted
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.x64quantprecision", "1")  # no saturating u8 x s8 where VNNI is missing
+    if not has_dots_of_bytes():
+        options.add_session_config_entry("session.x64quantprecision", "1")  # products that do not saturate
     if native:
         kernels.register(options)
     # Folding would keep a float copy of every int8 weight that the exact twin casts.
