@@ -15,14 +15,48 @@ from dlm_edge.kernels.qlinear import function
 from dlm_edge.kernels.qlinear.layout import COLUMNS
 
 OPERATOR = "ExactLinear"
+OUTPUTS_AT_ONCE = 8192  # a multiple of a tile
 
 
-def exact_linear(node: onnx.NodeProto) -> onnx.NodeProto:
-    """A call of the function below, with the inputs and attributes of a QLinear node."""
+def exact_linear(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """A call of the function below, with the inputs and attributes of a QLinear node; several, one after the other, where
+    the weight has many outputs, so that little of it is in float at a time."""
+    sizes = {attribute.name: attribute for attribute in node.attribute}
+    n_outputs = sizes["out_features"].i
+    if n_outputs <= OUTPUTS_AT_ONCE:
+        return [called(node, list(node.input), node.output[0], n_outputs)]
+    nodes, parts = list[onnx.NodeProto](), list[str]()
+    for begin in range(0, n_outputs, OUTPUTS_AT_ONCE):
+        end, part = min(begin + OUTPUTS_AT_ONCE, n_outputs), f"{node.output[0]}_from_{begin}"
+        inputs = [node.input[0]]
+        for name, value in zip(function.INPUTS[1:], node.input[1:], strict=True):
+            first, last = (begin, end) if name == "bias" else (begin // COLUMNS, -(-end // COLUMNS))
+            inputs.append(value if name == "outlier_columns" else f"{part}_{name}")
+            if name != "outlier_columns":
+                nodes += rows_of(value, first, last, inputs[-1])
+        nodes.append(called(node, inputs, part, end - begin))
+        parts.append(part)
+    return [*nodes, helper.make_node("Concat", parts, [node.output[0]], axis=-1)]
+
+
+def called(node: onnx.NodeProto, inputs: list[str], output: str, n_outputs: int) -> onnx.NodeProto:
     twin = onnx.NodeProto()
     twin.CopyFrom(node)
-    twin.op_type = OPERATOR
+    twin.op_type, twin.name = OPERATOR, output
+    del twin.input[:], twin.output[:]
+    twin.input.extend(inputs)
+    twin.output.append(output)
+    next(attribute for attribute in twin.attribute if attribute.name == "out_features").i = n_outputs
     return twin
+
+
+def rows_of(value: str, begin: int, end: int, output: str) -> list[onnx.NodeProto]:
+    """A slice of the first axis. Of an input that is absent, which has no rows, it is absent too."""
+    bounds = [f"{output}_{name}" for name in ("begin", "end")]
+    nodes = [
+        helper.make_node("Constant", [], [name], value_ints=[at]) for name, at in zip(bounds, (begin, end), strict=True)
+    ]
+    return [*nodes, helper.make_node("Slice", [value, *bounds], [output])]
 
 
 def exact_function(of: onnx.FunctionProto) -> onnx.FunctionProto:

@@ -38,7 +38,7 @@ def exact_nodes(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     if node.op_type == "MatMulInteger":
         return float_product(node)
     if node.op_type == Q_LINEAR:
-        return [exact_linear(node)]
+        return exact_linear(node)
     for attribute in node.attribute:
         if attribute.name == "accuracy_level":
             attribute.i = 0

@@ -34,7 +34,7 @@ def run(x, tensor, *, native, exact=False, bias=None, gated=False):
     out = q_linear(graph, "x", "w", tensor, "y", bias, gated=gated)
     nodes, functions = graph.nodes, list(graph.functions.values())
     if exact:
-        nodes = [exact_linear(node) if node.op_type == "QLinear" else node for node in nodes]
+        nodes = [twin for node in nodes for twin in (exact_linear(node) if node.op_type == "QLinear" else [node])]
         functions = [exact_function(function) for function in functions]
     width = tensor.shape[1] * (2 if gated else 1)
     shapes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, "rows", n])
@@ -94,6 +94,21 @@ def test_the_exact_twin_rounds_nothing(bits, group, zero, reordered, outliers):
     x, bias = rows_of(tensor), np.linspace(-1, 1, 17, dtype=np.float32)
     expected = x.astype(np.float64) @ dequantize(tensor).astype(np.float64).T + bias
     assert near(run(x, tensor, native=False, exact=True, bias=bias), expected)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("outliers", [0, 3])
+@pytest.mark.parametrize("zero", ZEROS)
+def test_the_exact_twin_takes_many_outputs_in_parts(zero, outliers, gated, monkeypatch):
+    tensor = random_tensor((57, 96), 4, 32, zero, outliers=outliers)
+    x = np.random.default_rng(3).standard_normal((5, 192 if gated else 96)).astype(np.float32)
+    bias = np.linspace(-1, 1, 57, dtype=np.float32)
+    for options in ({}, {"bias": bias}):
+        whole = run(x, tensor, native=False, exact=True, gated=gated, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr("dlm_edge.export.exact_linear.OUTPUTS_AT_ONCE", 16)
+            parts = run(x, tensor, native=False, exact=True, gated=gated, **options)
+        assert near(parts, whole)
 
 
 @pytest.mark.parametrize("native", [False, NATIVE])
