@@ -5,8 +5,9 @@
 One-node models over random weights, all of them run in turn in the same rounds. `nbits` is MatMulNBits with
 accuracy_level 4, `integer` the nodes of export/int8_linear.py around MatMulInteger (8 bits, one scale for each output),
 and `integer_only` that product without them, on bytes: the peak that ONNX Runtime reaches. `q` is QLinear, with bits and
-group size as in the name, g0 for one scale for each output. --simd forces a variant of QLinear; ONNX Runtime keeps its
-own choice of instructions.
+group size as in the name, g0 for one scale for each output. A b behind it, as in q4g128b, is QLinear with row_blocks;
+`over_one_scale` compares it with the same setting without. --simd forces a variant of QLinear; ONNX Runtime keeps
+its own choice of instructions.
 
 GOP/s count a multiplication and an addition each. With one thread, time is what the processor spent on the calling
 thread, so that other programs on the machine take less part in it; with more, it is the clock's.
@@ -101,12 +102,15 @@ def integer(k: int, n: int, threads: int, *, only: bool) -> Any:
     return open_session(nodes, {name: np.asarray(array) for name, array in constants.items()}, threads)
 
 
-def qlinear(bits: int, group: int, k: int, n: int, threads: int) -> Any:
+def qlinear(bits: int, group: int, k: int, n: int, threads: int, *, row_blocks: bool) -> Any:
     rng, size = np.random.default_rng(0), group or k
     codes = rng.integers(0, 2**bits, (n, k), dtype=np.uint8)
     weight = linear_inputs(codes, rng.random((n, k // size), dtype=np.float32), bits=bits)
     constants = {name: getattr(weight, name) for name in function.INPUTS[1:]}
-    node = function.node(function.INPUTS, "y", weight, in_features=k, out_features=n, bits=bits, group_size=size)
+    node = function.node(
+        function.INPUTS, "y", weight,
+        in_features=k, out_features=n, bits=bits, group_size=size, row_blocks=row_blocks,
+    )  # fmt: skip
     node.ClearField("overload")
     return open_session([node], constants, threads)
 
@@ -114,8 +118,11 @@ def qlinear(bits: int, group: int, k: int, n: int, threads: int) -> Any:
 def session_of(setting: str, k: int, n: int, threads: int) -> Any:
     if setting.startswith("integer"):
         return integer(k, n, threads, only=setting == "integer_only")
-    bits, group = (int(part) for part in setting.removeprefix("nbits").removeprefix("q").split("g"))
-    return (nbits if setting.startswith("nbits") else qlinear)(bits, group, k, n, threads)
+    name = setting.removesuffix("b")
+    bits, group = (int(part) for part in name.removeprefix("nbits").removeprefix("q").split("g"))
+    if setting.startswith("nbits"):
+        return nbits(bits, group, k, n, threads)
+    return qlinear(bits, group, k, n, threads, row_blocks=name != setting)
 
 
 def measure(settings: list[str], k: int, n: int, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -139,11 +146,15 @@ def measure(settings: list[str], k: int, n: int, args: argparse.Namespace) -> li
 def row_of(setting: str, k: int, n: int, count: int, seconds: dict[str, list[float]]) -> dict[str, Any]:
     own, operations = seconds[setting], 2 * count * k * n
     bits = "8" if setting.startswith("q8") else "4"
-    group = setting.partition("g")[2] if setting.startswith("q4") else "128"
+    group = setting.removesuffix("b").partition("g")[2] if setting.startswith("q4") else "128"
     row = {
         "shape": f"{k}x{n}", "rows": count, "name": setting, "repeats": len(own),
         "gops": operations / statistics.median(own) / 1e9, "best_gops": operations / min(own) / 1e9,
     }  # fmt: skip
+    rows_apart = setting.removesuffix("b")
+    if rows_apart != setting and rows_apart in seconds:
+        row["over_one_scale"] = statistics.median(t / s for t, s in zip(seconds[rows_apart], own, strict=True))
+        row["best_over_one_scale"] = min(seconds[rows_apart]) / min(own)
     for name in (f"nbits{bits}g{group}", "integer", "integer_only"):
         if setting.startswith("q") and name in seconds:
             kind = name if name.startswith("integer") else "nbits"

@@ -7,7 +7,7 @@
 namespace dlm_edge {
 namespace {
 
-// sums * row scale + outliers + bias, to y.
+// sums * row scale + outliers + bias, to y. Blocks of rows have met their scales group by group: linear_panel.h.
 DLM_EDGE_INLINE void Finish(const ProductTask& task, int64_t row, int64_t tile, const float* total) {
   const LinearWeight& weight = *task.weight;
   const float* const outliers = task.rounded->outliers + row * weight.n_outliers;
@@ -22,10 +22,11 @@ DLM_EDGE_INLINE void Finish(const ProductTask& task, int64_t row, int64_t tile, 
     memcpy(last, bias, left * sizeof(float));
     bias = last;
   }
+  const float scale = task.rounded->n_blocks == 1 ? task.rounded->scales[row] : 1.0f;
   alignas(64) float out[kTileColumns];
 #pragma GCC unroll 4
   for (int v = 0; v < kTileColumns; v += kLanes) {
-    Vec values = Load(total + v) * task.rounded->scales[row];
+    Vec values = Load(total + v) * scale;
     if (weight.n_outliers > 0) {
       Vec sum = {};
       for (int64_t j = 0; j < weight.n_outliers; ++j) sum += Load(outlier_weights + j * kTileColumns + v) * outliers[j];

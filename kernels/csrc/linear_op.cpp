@@ -25,7 +25,7 @@ constexpr ort::ElementType kOutputs[] = {ort::kFloat};
 
 struct LinearNode {
   ort::Api api;
-  int64_t in_features, out_features, bits, group_size, gated;
+  int64_t in_features, out_features, bits, group_size, gated, row_blocks;
 
   int64_t row_width() const { return gated ? 2 * in_features : in_features; }
   int64_t filled_k() const { return (in_features + kFilledK - 1) / kFilledK * kFilledK; }
@@ -44,6 +44,8 @@ std::string CheckNode(const LinearNode& node) {
       (node.group_size % 16 != 0 && node.group_size < node.in_features))
     return "group_size is " + std::to_string(node.group_size) + ", expected a multiple of 16, or in_features";
   if (node.gated != 0 && node.gated != 1) return "gated is " + std::to_string(node.gated) + ", expected 0 or 1";
+  if (node.row_blocks != 0 && node.row_blocks != 1)
+    return "row_blocks is " + std::to_string(node.row_blocks) + ", expected 0 or 1";
   return "";
 }
 
@@ -116,21 +118,29 @@ ort::Status* Multiply(ort::KernelContext* context, const LinearCall& call, const
                                                   x.rank, &value));
   DLM_EDGE_TRY(ort::GetTensorMutableData::call(node.api, value, &y));
   if (n_rows == 0) return nullptr;
-  LinearPlan plan(WeightOf(call, node), {n_rows, x.as<float>(), node.gated != 0}, static_cast<float*>(y));
+  LinearPlan plan(WeightOf(call, node), {n_rows, x.as<float>(), node.gated != 0, node.row_blocks != 0},
+                  static_cast<float*>(y));
   for (int phase = 0; phase < kLinearPhases; ++phase) DLM_EDGE_TRY(RunPhase(node.api, context, &plan, phase));
   return nullptr;
 }
 
+// 0 of a node without it.
+int64_t Flag(ort::Api api, const ort::KernelInfo* info, const char* name) {
+  int64_t value = 0;
+  ort::Status* const absent = ort::KernelInfoGetAttribute_int64::call(api, info, name, &value);
+  if (absent == nullptr) return value;
+  ort::ReleaseStatus::call(api, absent);
+  return 0;
+}
+
 ort::Status* Create(const ort::CustomOp*, ort::Api api, const ort::KernelInfo* info, void** kernel) {
-  LinearNode node{api, 0, 0, 0, 0, 0};
+  LinearNode node{api, 0, 0, 0, 0, 0, 0};
   DLM_EDGE_TRY(ort::KernelInfoGetAttribute_int64::call(api, info, "in_features", &node.in_features));
   DLM_EDGE_TRY(ort::KernelInfoGetAttribute_int64::call(api, info, "out_features", &node.out_features));
   DLM_EDGE_TRY(ort::KernelInfoGetAttribute_int64::call(api, info, "bits", &node.bits));
   DLM_EDGE_TRY(ort::KernelInfoGetAttribute_int64::call(api, info, "group_size", &node.group_size));
-  if (ort::Status* absent = ort::KernelInfoGetAttribute_int64::call(api, info, "gated", &node.gated)) {
-    ort::ReleaseStatus::call(api, absent);
-    node.gated = 0;
-  }
+  node.gated = Flag(api, info, "gated");
+  node.row_blocks = Flag(api, info, "row_blocks");
   const std::string problem = CheckNode(node);
   if (!problem.empty()) return Refuse(api, kName, problem);
   *kernel = new (std::nothrow) LinearNode(node);

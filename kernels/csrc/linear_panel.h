@@ -19,8 +19,9 @@ struct PanelTask {
   const uint8_t* codes;
   int64_t tile_stride;  // bytes from a tile to the next
   int64_t n_groups, k;  // k of each group, a multiple of 16
-  const int32_t* sums;  // [n_groups, R]
-  int32_t zero;         // of all columns, where `zeros` is null
+  const int32_t* sums;       // [n_groups, R]
+  const float* row_scales;   // [n_groups, R], or null: the rows have one each, which comes last
+  int32_t zero;              // of all columns, where `zeros` is null
   const int32_t* zeros;      // [n_groups, C * 16] or null
   const float* scales;       // [n_groups, C * 16]
   const float* float_zeros;  // [n_groups, C * 16] or null
@@ -62,22 +63,22 @@ constexpr int64_t CodeBytes(int form, int64_t k) { return k * kTileColumns * (fo
 struct GroupPart {
   const int8_t* rows;
   const uint8_t* codes;
-  const int32_t* sums;  // [R]
   const uint8_t* ahead;
-  int64_t numbers;  // where its zeros and scales begin
+  int64_t numbers;      // where its zeros and scales begin
+  int64_t row_numbers;  // where the sums and scales of its rows begin
 };
 
 // `row_bytes` is what one k of a row takes.
 template <int C, int form, class Body>
 DLM_EDGE_INLINE void EachGroup(const PanelTask& task, int64_t n_rows, int row_bytes, Body body) {
-  GroupPart part = {task.rows, task.codes, task.sums, task.ahead, 0};
+  GroupPart part = {task.rows, task.codes, task.ahead, 0, 0};
   for (int64_t g = 0; g < task.n_groups; ++g) {
     body(part);
     part.rows += n_rows * task.k * row_bytes;
     part.codes += CodeBytes(form, task.k);
-    part.sums += n_rows;
     part.ahead += task.k / 16 * task.ahead_step;
     part.numbers += C * kTileColumns;
+    part.row_numbers += n_rows;
   }
 }
 
@@ -115,7 +116,7 @@ template <int R, int C>
 DLM_EDGE_INLINE void BeginSums(const PanelTask& task, const GroupPart& part, int row, IntVec (&sums)[R][C * kVectors]) {
   constexpr int V = C * kVectors;
   const int32_t* const partial = task.partial + row * V * kLanes;
-  const int32_t* const row_sums = part.sums + row;
+  const int32_t* const row_sums = task.sums + part.row_numbers + row;
   if (!task.is_first)
     EachSum<R, V>([&](int r, int v) { sums[r][v] = LoadInts(partial + (r * V + v) * kLanes); });
   else if (task.zeros != nullptr)
@@ -124,24 +125,36 @@ DLM_EDGE_INLINE void BeginSums(const PanelTask& task, const GroupPart& part, int
     EachSum<R, V>([&](int r, int v) { sums[r][v] = IntVec{} - task.zero * row_sums[r]; });
 }
 
-// The sums of a group, times its scales, onto the float32 sums; or what the next panel goes on from.
+// The sums of a group, times its scales, onto the float32 sums.
+template <int R, int C, bool has_zeros, bool has_row_scales>
+DLM_EDGE_INLINE void AddGroup(const PanelTask& task, const GroupPart& part, int row,
+                              const IntVec (&sums)[R][C * kVectors], Vec (&totals)[R][C * kVectors]) {
+  EachSum<R, C * kVectors>([&](int r, int v) {
+    Vec values = __builtin_convertvector(sums[r][v], Vec);
+    if constexpr (has_zeros)
+      values -= Load(task.float_zeros + part.numbers + v * kLanes) * (float)task.sums[part.row_numbers + row + r];
+    values *= Load(task.scales + part.numbers + v * kLanes);
+    if constexpr (has_row_scales) values *= task.row_scales[part.row_numbers + row + r];
+    totals[r][v] += values;
+  });
+}
+
+// The end of a group, or what the next panel goes on from.
 template <int R, int C>
 DLM_EDGE_INLINE void EndSums(const PanelTask& task, const GroupPart& part, int row,
                              const IntVec (&sums)[R][C * kVectors], Vec (&totals)[R][C * kVectors]) {
   constexpr int V = C * kVectors;
   int32_t* const partial = task.partial + row * V * kLanes;
-  const float* const scales = task.scales + part.numbers;
   if (!task.is_last)
     EachSum<R, V>([&](int r, int v) { StoreInts(sums[r][v], partial + (r * V + v) * kLanes); });
+  else if (task.float_zeros == nullptr && task.row_scales == nullptr)
+    AddGroup<R, C, false, false>(task, part, row, sums, totals);
   else if (task.float_zeros == nullptr)
-    EachSum<R, V>([&](int r, int v) {
-      totals[r][v] += __builtin_convertvector(sums[r][v], Vec) * Load(scales + v * kLanes);
-    });
+    AddGroup<R, C, false, true>(task, part, row, sums, totals);
+  else if (task.row_scales == nullptr)
+    AddGroup<R, C, true, false>(task, part, row, sums, totals);
   else
-    EachSum<R, V>([&](int r, int v) {
-      const Vec zero = Load(task.float_zeros + part.numbers + v * kLanes) * (float)part.sums[row + r];
-      totals[r][v] += (__builtin_convertvector(sums[r][v], Vec) - zero) * Load(scales + v * kLanes);
-    });
+    AddGroup<R, C, true, true>(task, part, row, sums, totals);
 }
 
 }  // namespace

@@ -49,7 +49,7 @@ size_t Lay(char* memory, const LinearWeight& weight, RoundedRows* rounded) {
   size_t used = 0;
   rounded->codes = Cut<int8_t>(memory, &used, n_rows * rounded->filled_k * rounded->form.code_bytes());
   rounded->sums = Cut<int32_t>(memory, &used, n_rows * weight.n_groups);
-  rounded->scales = Cut<float>(memory, &used, n_rows);
+  rounded->scales = Cut<float>(memory, &used, n_rows * rounded->n_blocks);
   rounded->outliers = Cut<float>(memory, &used, n_rows * weight.n_outliers);
   return used;
 }
@@ -62,6 +62,7 @@ LinearPlan::LinearPlan(const LinearWeight& weight, const LinearRows& rows, float
   const int64_t n_rows = rounded_.n_rows = rows.n_rows;
   rounded_.filled_k = CeilDiv(weight.in_features, kFilledK) * kFilledK;
   rounded_.form = kernel_->form(weight);
+  rounded_.n_blocks = rows.has_blocks ? weight.n_groups : 1;
   Lay(workspace.Reserve(std::max<size_t>(Lay(nullptr, weight, &rounded_), 64)), weight, &rounded_);
   n_row_tiles_ = CeilDiv(n_rows, kernel_->rows_per_tile);
   n_row_blocks_ = CeilDiv(n_rows, kRowsPerTask);

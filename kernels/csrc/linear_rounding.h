@@ -1,4 +1,4 @@
-// Rows of floats to int8 codes with one scale a row, laid out for the inner loops of QLinear.
+// Rows of floats to int8 codes with one scale for each block of a row, laid out for the inner loops of QLinear.
 #pragma once
 
 #include "linear_gate.h"
@@ -9,36 +9,59 @@ namespace dlm_edge {
 namespace {
 
 constexpr float kLargestCode = 127.0f;
-constexpr float kSmallestScale = 1.17549435e-38f;  // stands for the scale of a zero row, whose codes are all 0
+constexpr float kSmallestScale = 1.17549435e-38f;  // stands for the scale of a block of zeros, whose codes are all 0
 // Adding 1.5 * 2^23 rounds to an integer, ties to even, and leaves it in the low bits.
 constexpr float kToInteger = 12582912.0f;
 
 DLM_EDGE_INLINE Vec Magnitude(Vec x) { return (Vec)((UintVec)x & 0x7fffffffu); }
 
-// The scale of a row, NaN where one of its values is not finite. `x` may have the outliers removed.
-DLM_EDGE_INLINE float RowScale(const float* x, int64_t count) {
-  Vec largest = {}, mark = {};
+DLM_EDGE_INLINE float Highest(Vec values) {
+  float lanes[kLanes];
+  Store(values, lanes);
+#pragma GCC unroll 4
+  for (int n = kLanes / 2; n > 0; n /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < n; ++i) lanes[i] = lanes[i] > lanes[i + n] ? lanes[i] : lanes[i + n];
+  return lanes[0];
+}
+
+// The largest magnitude; `mark` becomes NaN with a value that is not finite.
+DLM_EDGE_INLINE float Peak(const float* x, int64_t count, Vec* mark) {
+  Vec largest = {};
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
     const Vec values = Load(x + i);
     largest = Max(Magnitude(values), largest);
-    mark += values - values;
+    *mark += values - values;
   }
-  float peak = 0.0f, sum = 0.0f;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    peak = largest[lane] > peak ? largest[lane] : peak;
-    sum += mark[lane];
-  }
+  float peak = Highest(largest);
   for (; i < count; ++i) {
     const float magnitude = x[i] < 0.0f ? -x[i] : x[i];
     peak = magnitude > peak ? magnitude : peak;
-    sum += x[i] - x[i];
+    (*mark)[0] += x[i] - x[i];
   }
-  const float scale = peak / kLargestCode;
-  return (scale > kSmallestScale ? scale : kSmallestScale) + sum;
+  return peak;
 }
 
-DLM_EDGE_INLINE void EncodeRow(const float* x, int64_t count, float scale, int8_t* codes) {
+// The blocks of a row, the last one what is left; their scales lie `stride` apart.
+struct RowBlocks {
+  int64_t size, count, stride;
+};
+
+// Whether all values are finite; the scales are of no use otherwise. `x` may have the outliers removed.
+DLM_EDGE_INLINE bool RowScales(const float* x, int64_t count, const RowBlocks& blocks, float* scales) {
+  Vec mark = {};
+  for (int64_t b = 0; b < blocks.count; ++b) {
+    const int64_t left = count - b * blocks.size;
+    const float scale = Peak(x + b * blocks.size, left < blocks.size ? left : blocks.size, &mark) / kLargestCode;
+    scales[b * blocks.stride] = scale > kSmallestScale ? scale : kSmallestScale;
+  }
+  float sum = 0.0f;
+  for (int lane = 0; lane < kLanes; ++lane) sum += mark[lane];
+  return sum == 0.0f;
+}
+
+DLM_EDGE_INLINE void Encode(const float* x, int64_t count, float scale, int8_t* codes) {
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
     const IntVec shifted = (IntVec)(Load(x + i) / scale + kToInteger);
@@ -76,28 +99,35 @@ DLM_EDGE_INLINE void TakeOutliers(const LinearWeight& weight, float* row, float*
   }
 }
 
-// Codes [filled] of one row; returns their scale. `own` is memory for a row that is not x as it stands.
-DLM_EDGE_INLINE float RoundRow(const LinearWeight& weight, const LinearRows& rows, int64_t row, int64_t filled,
-                               float* own, float* outliers, int8_t* codes) {
+// The codes of a row that is finite.
+DLM_EDGE_INLINE void EncodeBlocks(const float* x, int64_t count, const RowBlocks& blocks, const float* scales,
+                                  int8_t* codes) {
+  for (int64_t b = 0; b < blocks.count; ++b) {
+    const int64_t begin = b * blocks.size, left = count - begin;
+    Encode(x + begin, left < blocks.size ? left : blocks.size, scales[b * blocks.stride], codes + begin);
+  }
+}
+
+// Codes [filled] of one row, and their scales. `own` is memory for a row that is not x as it stands.
+DLM_EDGE_INLINE void RoundRow(const LinearWeight& weight, const LinearRows& rows, int64_t row, int64_t filled,
+                              const RowBlocks& blocks, float* own, float* outliers, float* scales, int8_t* codes) {
   const int64_t count = weight.in_features;
   const float* x = rows.x + row * count * (rows.is_gated ? 2 : 1);
   if (rows.is_gated) {
     GateRow(x, x + count, count, own);
     x = own;
   }
-  float scale = RowScale(x, count);
+  const bool is_finite = RowScales(x, count, blocks, scales);
   if (weight.n_outliers > 0) {
     if (x != own) memcpy(own, x, count * sizeof(float));
     TakeOutliers(weight, own, outliers);
     x = own;
-    if (scale == scale) scale = RowScale(x, count);
+    if (is_finite) RowScales(x, count, blocks, scales);
   }
   memset(codes + count, 0, filled - count);
-  if (scale == scale)
-    EncodeRow(x, count, scale, codes);
-  else
-    memset(codes, 0, count);
-  return scale;
+  if (is_finite) return EncodeBlocks(x, count, blocks, scales, codes);
+  memset(codes, 0, count);
+  for (int64_t b = 0; b < blocks.count; ++b) scales[b * blocks.stride] = __builtin_nanf("");
 }
 
 // [n_rows, filled] to a row tile.
@@ -130,11 +160,12 @@ void Round(const RoundTask& task) {
   char* const memory = scratch.Reserve(codes_bytes + weight.in_features * sizeof(float));
   int8_t* const codes = reinterpret_cast<int8_t*>(memory);  // [n_rows, filled]
   float* const own = reinterpret_cast<float*>(memory + codes_bytes);
+  const RowBlocks blocks = {rounded.n_blocks == 1 ? weight.in_features : weight.group_size, rounded.n_blocks, n_rows};
   for (int64_t r = 0; r < n_rows; ++r) {
     const int64_t row = task.row_begin + r;
     int8_t* const row_codes = codes + r * filled;
-    rounded.scales[row] =
-        RoundRow(weight, *task.rows, row, filled, own, rounded.outliers + row * weight.n_outliers, row_codes);
+    RoundRow(weight, *task.rows, row, filled, blocks, own, rounded.outliers + row * weight.n_outliers,
+             rounded.scales + task.row_begin * rounded.n_blocks + r, row_codes);
     SumGroups(weight, row_codes, n_rows, rounded.sums + task.row_begin * weight.n_groups + r);
   }
   Interleave(codes, n_rows, filled, rounded.form,

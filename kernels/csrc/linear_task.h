@@ -50,7 +50,8 @@ struct RoundedRows {
   RowForm form;
   int8_t* codes;    // per row tile of r rows: [filled_k / unit, r, unit]; words: int16 [filled_k / 4, r, 4], k 0 2 1 3
   int32_t* sums;    // per row tile of r rows: [n_groups, r]: the codes of each group added up
-  float* scales;    // [n_rows]; NaN of a row that holds NaN or infinity, whose codes are 0
+  int64_t n_blocks; // of a row, with a grid each: as many as groups, or 1
+  float* scales;    // per row tile of r rows: [n_blocks, r]; NaN of rows with NaN or infinity, whose codes are 0
   float* outliers;  // [n_rows, n_outliers]
 };
 
@@ -59,6 +60,7 @@ struct LinearRows {
   int64_t n_rows;
   const float* x;
   bool is_gated;
+  bool has_blocks;  // a scale for each group of the weight, not one for the row
 };
 
 // The rows of one row tile to codes.

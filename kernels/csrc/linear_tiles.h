@@ -92,6 +92,7 @@ DLM_EDGE_INLINE void MultiplyStretch(const TilesTask& task, int64_t all_k, const
     const int64_t r = task.row_end - row < kRows ? task.row_end - row : kRows, at = row - task.row_begin;
     panel.rows = rounded.codes + (row * rounded.filled_k + stretch.begin * r) * rounded.form.code_bytes();
     panel.sums = rounded.sums + row * weight.n_groups + stretch.group * r;
+    if (rounded.n_blocks > 1) panel.row_scales = rounded.scales + row * rounded.n_blocks + stretch.group * r;
     panel.partial = task.partial + at * C * kTileColumns;
     panel.total = task.total + at * C * kTileColumns;
     panel.ahead = next + at / kRows * (count / 16) * panel.ahead_step;

@@ -16,17 +16,26 @@ from dlm_edge.kernels.function_body import FunctionBody
 from dlm_edge.kernels.library import DOMAIN
 from dlm_edge.kernels.qlinear.inputs import LinearInputs, ZeroInput
 from dlm_edge.kernels.qlinear.layout import COLUMNS
-from dlm_edge.kernels.qlinear.reference import LARGEST_CODE, SMALLEST_SCALE
+from dlm_edge.kernels.qlinear.rounding import rounded_rows
 
 OPERATOR = "QLinear"
 INPUTS = ("x", "codes", "scales", "zeros", "float_zeros", "bias", "outlier_columns", "outlier_weights")
-ATTRIBUTES = ("in_features", "out_features", "bits", "group_size", "gated")
-ROW_ZERO = 128  # of rows as unsigned bytes
+ATTRIBUTES = ("in_features", "out_features", "bits", "group_size")
+FLAGS = ("gated", "row_blocks")  # attributes too: 0 or 1, and 0 of a node without them
 
 
-def overload(bits: int, zero: ZeroInput, *, whole: bool, bias: bool, outliers: bool, gated: bool = False) -> str:
+def overload(
+    bits: int,
+    zero: ZeroInput,
+    *,
+    whole: bool,
+    bias: bool,
+    outliers: bool,
+    gated: bool = False,
+    row_blocks: bool = False,
+) -> str:
     """`whole`: one group, that is one scale for each output."""
-    flags = {"whole": whole, "bias": bias, "outliers": outliers, "gated": gated}
+    flags = {"whole": whole, "bias": bias, "outliers": outliers, "gated": gated, "blocks": row_blocks}
     return "_".join([f"{zero}{bits}", *(name for name, flag in flags.items() if flag)])
 
 
@@ -40,11 +49,13 @@ def node(
     bits: int,
     group_size: int,
     gated: bool = False,
+    row_blocks: bool = False,
     name: str = "",
 ) -> onnx.NodeProto:
     """A call of the function that fits `weight`, for the exporter. Inputs in the order of INPUTS.
 
     `gated`: x is [.., 2 * in_features], the outputs of a gate and of an up projection, and silu(gate) * up is multiplied.
+    `row_blocks`: a row is rounded with a scale for each group of the weight.
     """
     assert len(inputs) == len(INPUTS)
     chosen = overload(
@@ -54,22 +65,33 @@ def node(
         bias=len(weight.bias) > 0,
         outliers=len(weight.outlier_columns) > 0,
         gated=gated,
+        row_blocks=row_blocks,
     )
-    values = (in_features, out_features, bits, group_size, int(gated))
-    sizes: dict[str, Any] = dict(zip(ATTRIBUTES, values, strict=True))
+    values = (in_features, out_features, bits, group_size, int(gated), int(row_blocks))
+    sizes: dict[str, Any] = dict(zip(ATTRIBUTES + FLAGS, values, strict=True))
     return helper.make_node(OPERATOR, inputs, [output], name=name, domain=DOMAIN, overload=chosen, **sizes)
 
 
 def function_proto(
-    bits: int, zero: ZeroInput, *, whole: bool, bias: bool, outliers: bool, gated: bool = False, opset: int = 24
+    bits: int,
+    zero: ZeroInput,
+    *,
+    whole: bool,
+    bias: bool,
+    outliers: bool,
+    gated: bool = False,
+    row_blocks: bool = False,
+    opset: int = 24,
 ) -> onnx.FunctionProto:
     """`opset` is the standard opset of the model that will carry it (23 or later)."""
+    chosen = overload(bits, zero, whole=whole, bias=bias, outliers=outliers, gated=gated, row_blocks=row_blocks)
+    has_blocks = row_blocks and not whole
     body = FunctionBody()
     for name in ATTRIBUTES:
-        if name not in ("bits", "gated"):
+        if name != "bits":
             body.int_attribute(name)
     _flat_rows(body, gated)
-    _rounded(body, outliers)
+    rounded_rows(body, outliers, has_blocks)
     _unpacked(body, bits)
     _values(body, "scales", "scale_table")
     if zero != "middle":
@@ -77,11 +99,11 @@ def function_proto(
     else:
         middle = helper.make_tensor("middle", TensorProto.UINT8, [], [1 << (bits - 1)])
         body("Constant", value=middle, name="middle_code")
-    _whole_sum(body, zero) if whole else _group_sums(body, zero)
-    y = body("Mul", "total", "row_scale")
+    _whole_sum(body, zero) if whole else _group_sums(body, zero, has_blocks)
+    y = "total" if has_blocks else body("Mul", "total", "row_scale")
     if outliers:
-        chosen = body("Gather", "rows", "outlier_columns", axis=1)
-        y = body("Add", y, body("MatMul", chosen, _values(body, "outlier_weights", "outlier_table")))
+        columns = body("Gather", "rows", "outlier_columns", axis=1)
+        y = body("Add", y, body("MatMul", columns, _values(body, "outlier_weights", "outlier_table")))
     if bias:
         y = body("Add", y, "bias")
     body.reshape(y, "lead", "out_features", name="y")
@@ -92,8 +114,8 @@ def function_proto(
         ["y"],
         body.nodes,
         [helper.make_opsetid("", opset)],
-        attributes=[*ATTRIBUTES],
-        overload=overload(bits, zero, whole=whole, bias=bias, outliers=outliers, gated=gated),
+        attributes=[*ATTRIBUTES, *FLAGS],
+        overload=chosen,
         doc_string=f"int8 rows times a weight of {bits} bits",
     )
 
@@ -115,24 +137,6 @@ def _flat_rows(body: FunctionBody, gated: bool) -> None:
     # Counted from the front: reductions of no rows take no notice of axes below 0 in ONNX Runtime.
     mark = body("ReduceSum", body("Sub", "rows", "rows"), "one", keepdims=1)
     body("Not", body("IsNaN", mark), name="is_finite")
-
-
-def _rounded(body: FunctionBody, outliers: bool) -> None:
-    """Sets "row_codes" [n, in_features] as float32, "row_bytes" as uint8 with ROW_ZERO, and "row_scale" [n, 1]."""
-    zero = body.number(0.0)
-    rest = body("Where", "is_finite", "rows", zero)
-    if outliers:
-        ones = body.float32(body.filled(1, TensorProto.INT64, "in_features"))
-        none = body.float32(body.filled(0, TensorProto.INT64, body("Shape", "outlier_columns")))
-        rest = body("Mul", rest, body("ScatterElements", ones, "outlier_columns", none, axis=0))
-    peak = body("ReduceMax", body("Abs", rest), "one", keepdims=1)
-    steps = body("Div", peak, body.number(float(LARGEST_CODE)))
-    scale = body("Max", steps, body.number(float(SMALLEST_SCALE)))
-    body("Round", body("Div", rest, scale), name="row_codes")
-    shifted = body("Add", "row_codes", body.number(float(ROW_ZERO)))
-    body("Cast", shifted, to=TensorProto.UINT8, name="row_bytes")
-    body("Constant", value=helper.make_tensor("zero", TensorProto.UINT8, [], [ROW_ZERO]), name="row_zero")
-    body("Where", "is_finite", scale, body.number(float("nan")), name="row_scale")
 
 
 def _unpacked(body: FunctionBody, bits: int) -> None:
@@ -183,16 +187,20 @@ def _whole_sum(body: FunctionBody, zero: ZeroInput) -> None:
     body("Identity", _scaled(body, zero, product, "row_codes", group), name="total")
 
 
-def _group_sums(body: FunctionBody, zero: ZeroInput) -> None:
+def _group_sums(body: FunctionBody, zero: ZeroInput, has_blocks: bool) -> None:
     """The same of several groups, in their order."""
     inner = FunctionBody("group_")
-    begin = inner("Mul", inner("Unsqueeze", "group", "zero"), "group_size")
+    index = inner("Unsqueeze", "group", "zero")
+    begin = inner("Mul", index, "group_size")
     end = inner("Min", inner("Add", begin, "group_size"), "in_features")
     bytes_ = inner("Slice", "row_bytes", begin, end, "one")
     part = inner("Slice", "weight", begin, end, "zero")
     product = inner("MatMulInteger", bytes_, part, "row_zero", *_zeros_of(inner, zero, "group"))
     row_codes = inner("Slice", "row_codes", begin, end, "one") if zero == "float" else ""
-    inner("Add", "sum_before", _scaled(inner, zero, product, row_codes, "group"), name="sum_after")
+    scaled = _scaled(inner, zero, product, row_codes, "group")
+    if has_blocks:
+        scaled = inner("Mul", scaled, inner("Gather", "row_scale", index, axis=1))
+    inner("Add", "sum_before", scaled, name="sum_after")
     inner("Identity", "goes_on", name="goes_on_after")
     graph = helper.make_graph(
         inner.nodes,

@@ -15,6 +15,14 @@ outlier_weights  float32 in tiles [tiles, n, 16]
                   (sum over k of q[r, k] (code[n, k] - zero[n, g]), exact, as float32) * scales[n, g]
     y[r, n]     = sum[r, n] * scale[r] + (sum over outliers of x[r, c] * weight[n, c]) + bias[n]
 
+With `row_blocks` a row has a scale for each group of the weight, so that a large value takes the grid from its own
+group alone. Where there are several groups, the scale then comes in before they are added up:
+
+    scale[r, g] = max |x[r, group g]| / 127 without the outliers, at least the smallest normal number
+    sum[r, n]   = over the groups in ascending order, each step rounded to float32:
+                  ((integer sum as float32) * scales[n, g]) * scale[r, g]
+    y[r, n]     = sum[r, n] + (sum over outliers) + bias[n]
+
 A float zero is taken off after the integer sum of the codes has become float32, as zero * (sum of q[r, k]). Nothing
 but the written roundings takes place, so every implementation gives the same bits. A row that holds NaN or infinity
 gives NaN everywhere. Groups are `group_size` consecutive k, the last one what is left.
@@ -33,19 +41,34 @@ LARGEST_CODE = np.float32(127)
 SMALLEST_SCALE = np.finfo(np.float32).tiny
 
 
-def round_rows(x: Floats, outlier_columns: NDArray[np.int64]) -> tuple[NDArray[np.int32], Floats]:
-    """q [rows, in_features] and scale [rows, 1], NaN for rows that are not finite."""
+def round_rows(
+    x: Floats, outlier_columns: NDArray[np.int64], block_size: int | None = None
+) -> tuple[NDArray[np.int32], Floats]:
+    """q [rows, in_features] and scale [rows, blocks], NaN for rows that are not finite.
+
+    `block_size`: of the consecutive k that share a scale; without it, rows are one block.
+    """
+    in_features = x.shape[-1]
+    size = min(block_size or in_features, in_features)
     rest = x.copy()
     rest[:, outlier_columns] = 0
     finite = np.isfinite(x).all(-1, keepdims=True)
     rest = np.where(finite, rest, np.float32(0))
-    scale = np.maximum(np.abs(rest).max(-1, keepdims=True) / LARGEST_CODE, SMALLEST_SCALE)
-    q = np.rint(rest / scale).astype(np.int32)
+    peaks = np.maximum.reduceat(np.abs(rest), np.arange(0, in_features, size), axis=-1)
+    scale = np.maximum(peaks / LARGEST_CODE, SMALLEST_SCALE)
+    q = np.rint(rest / scale.repeat(size, axis=-1)[:, :in_features]).astype(np.int32)
     return q, np.where(finite, scale, np.float32(np.nan))
 
 
 def qlinear(
-    x: Floats, weight: LinearInputs, *, out_features: int, bits: int, group_size: int, gated: bool = False
+    x: Floats,
+    weight: LinearInputs,
+    *,
+    out_features: int,
+    bits: int,
+    group_size: int,
+    gated: bool = False,
+    row_blocks: bool = False,
 ) -> Floats:
     """As the file says; shapes in that order."""
     if gated:
@@ -56,7 +79,8 @@ def qlinear(
     scales = from_tiles(weight.scales, out_features).astype(np.float32)
     zeros = from_tiles(weight.zeros, out_features).astype(np.int32) if len(weight.zeros) else None
     float_zeros = from_tiles(weight.float_zeros, out_features) if len(weight.float_zeros) else None
-    q, row_scale = round_rows(rows, weight.outlier_columns)
+    q, row_scale = round_rows(rows, weight.outlier_columns, group_size if row_blocks else None)
+    has_blocks = row_scale.shape[-1] > 1
 
     total = np.zeros((len(rows), out_features), np.float32)
     for group, begin in enumerate(range(0, in_features, group_size)):
@@ -67,8 +91,9 @@ def qlinear(
         products = exact_product(q[:, part], members.T).astype(np.float32)
         if float_zeros is not None:
             products -= q[:, part].sum(-1, keepdims=True).astype(np.float32) * float_zeros[:, group]
-        total += products * scales[:, group]
-    y = total * row_scale
+        products *= scales[:, group]
+        total += products * row_scale[:, group, None] if has_blocks else products
+    y = total if has_blocks else total * row_scale
     if len(weight.outlier_columns):
         y += outlier_product(rows, weight, out_features)
     if len(weight.bias):

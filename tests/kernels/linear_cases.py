@@ -22,10 +22,11 @@ class Case:
     bias: bool = False
     half: bool = False
     gated: bool = False
+    row_blocks: bool = False
 
     def __str__(self) -> str:
         parts = [f"{self.in_features}x{self.out_features}", f"b{self.bits}", f"g{self.group_size}", self.zero]
-        return "-".join(parts + [n for n in ("outliers", "bias", "half", "gated") if getattr(self, n)])
+        return "-".join(parts + [n for n in ("outliers", "bias", "half", "gated", "row_blocks") if getattr(self, n)])
 
     @property
     def row_width(self) -> int:
@@ -34,8 +35,8 @@ class Case:
     @property
     def sizes(self) -> dict[str, int]:
         """The attributes of the operator."""
-        names = ("in_features", "out_features", "bits", "group_size", "gated")
-        return {name: getattr(self, name) for name in names}
+        names = ("in_features", "out_features", "bits", "group_size", "gated", "row_blocks")
+        return {name: int(getattr(self, name)) for name in names}
 
 
 SHAPES = [  # in_features, out_features, group_size
@@ -56,15 +57,25 @@ EXTRAS = [
     dict(zero="integer", outliers=3, bias=True),
 ]
 # Every shape with every number of bits, and two of the extras in turn.
-CASES = [
+PLAIN_CASES = [
     Case(k, n, bits, group, **{**extra, "outliers": min(extra.get("outliers", 0), k)})
     for i, (k, n, group) in enumerate(SHAPES)
     for j, bits in enumerate((8, 4, 2))
     for extra in EXTRAS[(i + j) % 2 :: 2]
-] + [
+]
+GATED_CASES = [
     Case(k, n, (8, 4, 2)[i % 3], group, outliers=min(i % 2 * 2, k), bias=i % 3 == 0, gated=True)
     for i, (k, n, group) in enumerate(SHAPES)
 ]
+BLOCK_CASES = [
+    Case(k, n, bits, group, **{**extra, "outliers": min(extra.get("outliers", 0), k)}, gated=gated, row_blocks=True)
+    for i, (k, n, group) in enumerate(SHAPES)
+    for bits, extra, gated in [
+        ((8, 4, 2)[i % 3], EXTRAS[i % 4], False),
+        ((4, 2, 8)[i % 3], EXTRAS[(i + 2) % 4], i % 2 == 0),
+    ]
+]
+CASES = PLAIN_CASES + GATED_CASES + BLOCK_CASES
 
 
 def make_weight(case: Case, seed: int = 0) -> LinearInputs:

@@ -72,14 +72,17 @@ def test_definition_is_near_the_product_in_float64(case):
     dense = dense_weight(case, weight)
     rows = gated_rows(x) if case.gated else x
     exact = rows @ dense.T + (weight.bias if case.bias else 0)
-    _, scale = round_rows(rows, weight.outlier_columns)
+    block = case.group_size if case.row_blocks else case.in_features
+    _, scale = round_rows(rows, weight.outlier_columns, block)
+    steps = scale.repeat(block, axis=-1)[:, : case.in_features]
     dense[:, weight.outlier_columns] = 0
-    bound = scale / 2 * np.abs(dense).sum(-1) + 1e-5 * (np.abs(exact) + np.abs(dense).sum(-1))
+    bound = steps / 2 @ np.abs(dense).T + 1e-5 * (np.abs(exact) + np.abs(dense).sum(-1))
     assert (np.abs(defined(case, weight, x) - exact) <= bound).all()
 
 
-def test_rows_that_are_not_finite_give_nan_and_others_do_not_notice():
-    case = Case(100, 33, 4, 32, outliers=2)
+@pytest.mark.parametrize("row_blocks", [False, True])
+def test_rows_that_are_not_finite_give_nan_and_others_do_not_notice(row_blocks):
+    case = Case(100, 33, 4, 32, outliers=2, row_blocks=row_blocks)
     weight, x = make_weight(case), make_rows(case, 6)
     clean = defined(case, weight, x[:6])
     for value in (np.nan, np.inf):
@@ -122,7 +125,15 @@ def test_native_is_the_definition_to_the_bit(case, simd):
 
 
 @needs_library
-@pytest.mark.parametrize("case", [Case(640, 2000, 4, 32, "integer", 2, True), Case(1300, 700, 8, 1300)], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(640, 2000, 4, 32, "integer", 2, True),
+        Case(1300, 700, 8, 1300),
+        Case(1300, 700, 4, 1024, "float", 2, row_blocks=True),
+    ],
+    ids=str,
+)
 def test_threads_and_blocks_of_rows_do_not_change_a_bit(case):
     weight, x = make_weight(case), make_rows(case, 700)
     one, two = (open_native(case, weight, x, threads).run(None, {"x": x, **parts_of(weight)})[0] for threads in (1, 2))
@@ -174,6 +185,7 @@ def test_parts_of_wrong_shapes_are_refused(name):
         (dict(group_size=24), "group_size is 24, expected a multiple of 16, or in_features"),
         (dict(group_size=-32), "group_size is -32"),
         (dict(gated=2), "gated is 2, expected 0 or 1"),
+        (dict(row_blocks=-1), "row_blocks is -1, expected 0 or 1"),
     ],
 )
 def test_attributes_out_of_range_are_refused(change, message):

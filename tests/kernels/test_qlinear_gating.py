@@ -77,10 +77,10 @@ def test_a_gated_call_wants_rows_of_twice_the_width():
 
 
 @needs_library
-def test_a_node_without_the_attribute_is_not_gated():
+def test_a_node_without_the_flags_is_not_gated_and_has_no_blocks():
     case = Case(100, 33, 4, 32)
     weight, x = make_weight(case), make_rows(case, 3)
-    sizes = {name: size for name, size in case.sizes.items() if name != "gated"}
+    sizes = {name: size for name, size in case.sizes.items() if name not in ("gated", "row_blocks")}
     (found,) = native.session("QLinear", {"x": x, **parts_of(weight)}, ("y",), **sizes).run(
         None, {"x": x, **parts_of(weight)}
     )

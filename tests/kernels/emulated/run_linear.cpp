@@ -10,7 +10,7 @@ const dlm_edge::LinearKernel* chosen;
 
 const dlm_edge::LinearKernel* dlm_edge::ChosenLinear() { return chosen; }
 
-// sizes: rows, in_features, out_features, bits, group_size, gated, outliers. Null where a part is absent.
+// sizes: rows, in_features, out_features, bits, group_size, gated, row_blocks, outliers. Null where a part is absent.
 extern "C" void run_linear(const char* kernel, const int64_t* sizes, const float* x, const uint8_t* codes,
                            const float* scales, const uint8_t* zeros, const float* float_zeros, const float* bias,
                            const int64_t* outlier_columns, const float* outlier_weights, float* y) {
@@ -28,9 +28,9 @@ extern "C" void run_linear(const char* kernel, const int64_t* sizes, const float
   weight.float_zeros = float_zeros;
   weight.bias = bias;
   weight.outlier_columns = outlier_columns;
-  weight.n_outliers = sizes[6];
+  weight.n_outliers = sizes[7];
   weight.outlier_weights = outlier_weights;
-  const LinearPlan plan(weight, {sizes[0], x, sizes[5] != 0}, y);
+  const LinearPlan plan(weight, {sizes[0], x, sizes[5] != 0, sizes[6] != 0}, y);
   for (int phase = 0; phase < kLinearPhases; ++phase)
     for (size_t i = 0; i < plan.n_tasks(phase); ++i) plan.Run(phase, i);
 }

@@ -9,6 +9,7 @@ FakeContext LinearCall(FakeInfo* info) {
   const int64_t group = Chance(0.3) ? k : 16 * Pick<int64_t>({1, 2, 3, 8, 40}), gated = Random(0, 1);
   info->ints = {{"in_features", k}, {"out_features", n}, {"bits", bits}, {"group_size", group}};
   if (gated == 1 || Chance(0.5)) info->ints["gated"] = gated;
+  if (Chance(0.7)) info->ints["row_blocks"] = Random(0, 1);
   const int64_t tiles = (n + 15) / 16, groups = (k + group - 1) / group, filled = (k + 63) / 64 * 64;
   const int64_t zero = Random(0, 2);  // the middle, bytes, numbers
   std::vector<int64_t> columns;
