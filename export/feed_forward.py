@@ -6,7 +6,7 @@ rows are rounded, and the product of gate and up is never written.
 
 from __future__ import annotations
 
-from dlm_edge.export.linear import Q_LINEAR, WeightNodes, kernel_of
+from dlm_edge.export.linear import Q_LINEAR, WeightNodes, in_blocks, kernel_of
 from dlm_edge.export.q_linear import q_linear
 from dlm_edge.quantized import QuantizedTensor
 
@@ -14,11 +14,11 @@ from dlm_edge.quantized import QuantizedTensor
 def feed_forward(weights: WeightNodes, i: int, h: str) -> str:
     """[B, W, hidden] of the normalised rows h [B, W, hidden]."""
     roles = {kind: f"layers.{i}.{kind}.weight" for kind in ("gate", "up", "down")}
-    down = gated_down(weights, roles["down"])
+    down, record = gated_down(weights, roles["down"]), weights.checkpoint.layer_record(roles["down"])
     both = None if down is None else weights.side_by_side(h, [roles["gate"], roles["up"]], "gate_up")
-    if both is not None and down is not None:
+    if both is not None and down is not None and record is not None:
         weights.quantized.append(weights.entry(roles["down"], down) | Q_LINEAR)
-        return q_linear(weights.graph, both, roles["down"], down, "down", gated=True)
+        return q_linear(weights.graph, both, roles["down"], down, "down", row_blocks=in_blocks(record), gated=True)
     g = weights.graph
     gate, up = weights.linear(h, roles["gate"], "gate"), weights.linear(h, roles["up"], "up")
     silu = g.add("Mul", [gate, g.add("Sigmoid", [gate], "gate_sigmoid")], "gate_silu")

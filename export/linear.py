@@ -76,7 +76,8 @@ class WeightNodes:
         if kernel == "qlinear":
             assert isinstance(tensor, QuantizedTensor)
             self.quantized.append(entry | Q_LINEAR)
-            return q_linear(self.graph, x, role, tensor, name, None if bias is None else self.load(bias))
+            bias_values = None if bias is None else self.load(bias)
+            return q_linear(self.graph, x, role, tensor, name, bias_values, row_blocks=in_blocks(record))
         g, addends = self.graph, [] if bias is None else [self.plain(bias)]
         if kernel == "float":
             out = self.unpacked(x, role, tensor, name, entry)
@@ -156,14 +157,15 @@ class WeightNodes:
         packed = [self.checkpoint.load_packed(role) for role in roles]
         records = [self.checkpoint.layer_record(role) for role in roles]
         tensors = [tensor for tensor in packed if isinstance(tensor, QuantizedTensor)]
-        kept = any(record is None or record.activations == "exact" for record in records)
-        whole = None if kept or len(tensors) < len(roles) or self.precision.kernel != "qlinear" else stacked(tensors)
+        activations = {None if record is None else record.activations for record in records}
+        alike = len(activations) == 1 and not activations & {None, "exact"} and len(tensors) == len(roles)
+        whole = stacked(tensors) if alike and self.precision.kernel == "qlinear" else None
         if whole is None:
             return None
         self.quantized += [self.entry(role, tensor) | Q_LINEAR for role, tensor in zip(roles, tensors, strict=True)]
         bias = np.concatenate([self.load(role) for role in biases]) if biases else None
         role = "_".join([roles[0].removesuffix(".weight"), *(each.split(".")[-2] for each in roles[1:])])
-        return q_linear(self.graph, x, role, whole, name, bias)
+        return q_linear(self.graph, x, role, whole, name, bias, row_blocks="int8" not in activations)
 
     def codebook(self, x: str, role: str, tensor: CodebookTensor, name: str) -> str:
         """bitsandbytes' layout is that of MatMulBnb4, bit for bit."""
@@ -179,6 +181,11 @@ class WeightNodes:
             "MatMulBnb4", inputs, name, domain=MICROSOFT, K=tensor.shape[1], N=tensor.shape[0],
             block_size=CODEBOOK_BLOCK, quant_type=CODEBOOK_TYPES[tensor.format],
         )  # fmt: skip
+
+
+def in_blocks(record: LayerRecord) -> bool:
+    """Whether QLinear rounds a row in blocks: nearer to the row than one scale, which is part of weights made for that."""
+    return record.activations != "int8"
 
 
 def kernel_of(wanted: Kernel, role: str, tensor: PackedWeight, record: LayerRecord) -> Kernel:

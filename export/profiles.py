@@ -4,10 +4,13 @@
     fp32            unpacked       float32                MatMul
     w4, w8          packed         float32                MatMulNBits, accuracy level 0
     w4a8-blocks     packed         int8 in blocks         MatMulNBits, accuracy level 4; `down` below 8 bits: level 0
-    w4a8            packed         int8 for each row      QLinear
+    w4a8            packed         int8 in blocks         QLinear
     w8a8            8 bits         int8 for each row      MatMulInteger where a weight has one scale per output; other
                                                           weights as in w4a8-blocks
-    w8a8-qlinear    8 bits         int8 for each row      QLinear
+    w8a8-qlinear    8 bits         int8 in blocks         QLinear
+
+Blocks are the groups of the weight: a row has a scale for each. Where a weight has one scale for each output, and where
+quantizing has rounded whole rows, a row has one.
 
 `auto` is the fastest of those that fit the weights and keep them packed, see measured_profile.py. QLinear is slow without
 our native library, all others run at full speed without it. Whatever the profile: weights that quantizing marked as `exact`

@@ -31,10 +31,12 @@ def q_linear(
     name: str,
     bias: Floats | None = None,
     *,
+    row_blocks: bool,
     gated: bool = False,
 ) -> str:
-    """x [..., in] times the weight [out, in], outlier columns and `bias` [out] included. With `gated` x is [..., 2 in],
-    a gate and what it lets through."""
+    """x [..., in] times the weight [out, in], outlier columns and `bias` [out] included. With `row_blocks` each group of the
+    weight's columns has a scale of its own in every row, else a row has one. With `gated` x is [..., 2 in], a gate and
+    what it lets through."""
     if tensor.order is not None:
         assert not gated, "the columns of a gated input are not reordered"
         x = graph.add("Gather", [x, graph.weight(role + ".order", tensor.order)], name + "_ordered", axis=-1)
@@ -49,13 +51,13 @@ def q_linear(
     bits, has_bias, has_outliers = container_bits(tensor.bits), bias is not None, tensor.outliers is not None
     whole = tensor.group_size >= tensor.shape[1]
     body = function.function_proto(
-        bits, weight.zero, whole=whole, bias=has_bias, outliers=has_outliers, gated=gated
+        bits, weight.zero, whole=whole, bias=has_bias, outliers=has_outliers, gated=gated, row_blocks=row_blocks
     )  # of this form of weight
     graph.functions.setdefault((body.name, body.overload), body)
     return graph.add(
         function.OPERATOR, [x, *names], name, domain=DOMAIN, overload=body.overload,
         in_features=tensor.shape[1], out_features=tensor.shape[0], bits=bits,
-        group_size=tensor.group_size, gated=int(gated),
+        group_size=tensor.group_size, gated=int(gated), row_blocks=int(row_blocks),
     )  # fmt: skip
 
 

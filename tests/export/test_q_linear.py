@@ -29,9 +29,9 @@ BITS, ZEROS = [2, 3, 4, 8], ["symmetric", "integer", "float"]
 NATIVE = pytest.param(True, marks=pytest.mark.skipif(kernels.library_path() is None, reason="no native library"))
 
 
-def run(x, tensor, *, native, exact=False, bias=None, gated=False):
+def run(x, tensor, *, native, exact=False, bias=None, gated=False, row_blocks=False):
     graph = GraphBuilder(InGraph(), np.dtype(np.float32))
-    out = q_linear(graph, "x", "w", tensor, "y", bias, gated=gated)
+    out = q_linear(graph, "x", "w", tensor, "y", bias, row_blocks=row_blocks, gated=gated)
     nodes, functions = graph.nodes, list(graph.functions.values())
     if exact:
         nodes = [twin for node in nodes for twin in (exact_linear(node) if node.op_type == "QLinear" else [node])]
@@ -85,6 +85,20 @@ def test_a_packed_weight_is_its_definition(bits, zero, reordered, outliers, nati
     assert near(run(x, tensor, native=native, bias=bias), definition(x, tensor, bias))
 
 
+@pytest.mark.parametrize("native", [False, NATIVE])
+@pytest.mark.parametrize("zero", ZEROS)
+def test_a_large_value_takes_the_grid_of_its_own_block(zero, native):
+    tensor = random_tensor((33, 320), 4, 32, zero)
+    x = np.random.default_rng(1).standard_normal((9, 320)).astype(np.float32)
+    x[:, :32] = 0
+    rest = x.astype(np.float64) @ dequantize(tensor).astype(np.float64).T
+    x[:, 5] = 1e4
+    exact = x.astype(np.float64) @ dequantize(tensor).astype(np.float64).T
+    whole, blocks = (np.abs(run(x, tensor, native=native, row_blocks=flag) - exact).max() for flag in (False, True))
+    assert blocks <= 0.02 * np.abs(rest).max() + 1e-6 * np.abs(exact).max()
+    assert whole >= 0.5 * np.abs(rest).max()  # nothing of the others is left
+
+
 @pytest.mark.parametrize("outliers", [0, 3])
 @pytest.mark.parametrize("reordered", [False, True])
 @pytest.mark.parametrize("zero", ZEROS)
@@ -131,7 +145,7 @@ def test_float16_scales_stay_what_they_are():
     odd = replace(halves, scales=halves.scales * np.float32(1 + 2**-14))
     for tensor, kind in ((halves, TensorProto.FLOAT16), (odd, TensorProto.FLOAT)):
         graph = GraphBuilder(InGraph(), np.dtype(np.float32))
-        q_linear(graph, "x", "w", tensor, "y")
+        q_linear(graph, "x", "w", tensor, "y", row_blocks=False)
         assert next(t for t in graph.initializers if t.name == "w.scales").data_type == kind
         assert near(run(rows_of(tensor), tensor, native=False), definition(rows_of(tensor), tensor))
 
@@ -178,6 +192,18 @@ def test_a_layer_is_four_products(packed, tmp_path):
     ]
     assert [entry["name"].split(".")[2] for entry in report.nodes] == ["q", "k", "v", "o", "gate", "up", "down"] * 2
     assert {(entry["form"], entry["activations"]) for entry in report.nodes} == {("QLinear", "int8")}
+
+
+@pytest.mark.parametrize(("activations", "blocks"), [("float", 1), ("int8", 0)])
+def test_rows_have_one_scale_where_quantizing_has_rounded_them_so(activations, blocks, tmp_path):
+    source = make_checkpoint(tmp_path / "source", "sdar", n_layers=1)
+    pack_linears(source, lambda shape: random_tensor(shape, 4, 32), activations=activations)
+    export(source, tmp_path / "bundle", profile="w4a8")
+    model = onnx.load(tmp_path / "bundle" / "model.onnx", load_external_data=False)
+    flags = [
+        a.i for node in model.graph.node if node.op_type == "QLinear" for a in node.attribute if a.name == "row_blocks"
+    ]
+    assert flags == [blocks] * 4
 
 
 def test_a_weight_of_another_form_stands_alone(tmp_path):
