@@ -67,7 +67,7 @@ def exact_function(of: onnx.FunctionProto) -> onnx.FunctionProto:
     for name in function.ATTRIBUTES:
         if name not in ("bits", "gated"):
             body.int_attribute(name)
-    function._flat_rows(body, "gated" in flags)
+    function.flat_rows(body, "gated" in flags)
     x = "rows"
     if "outliers" in flags:
         ones = body.float32(body.filled(1, TensorProto.INT64, "in_features"))
@@ -76,7 +76,7 @@ def exact_function(of: onnx.FunctionProto) -> onnx.FunctionProto:
     y = _product(body, x, bits, zero)
     if "outliers" in flags:
         chosen = body("Gather", "rows", "outlier_columns", axis=1)
-        y = body("Add", y, body("MatMul", chosen, function._values(body, "outlier_weights", "outlier_table")))
+        y = body("Add", y, body("MatMul", chosen, function.tile_values(body, "outlier_weights", "outlier_table")))
     if "bias" in flags:
         y = body("Add", y, "bias")
     body.reshape(y, "lead", "out_features", name="y")

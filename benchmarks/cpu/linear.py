@@ -16,7 +16,7 @@ from .timing import with_peaks
 
 SECTION = "linear"
 SHAPES = ("1536x1536", "1536x256", "1536x8960", "8960x1536", "4096x4096", "4096x12288", "12288x4096")
-SETTINGS = ("nbits4g32", "nbits4g128", "nbits8g128", "integer_only", "q4g32", "q4g128", "q8g128", "q8g0")
+SETTINGS = ("nbits4g32", "nbits4g128", "nbits8g128", "integer_only", "q4g32b", "q4g128b", "q8g128b", "q8g0")
 ROWS = (32, 128)
 SECONDS_OF_SHAPE = 3.0  # for all settings of one number of rows
 BEST = "best"

@@ -90,12 +90,12 @@ def function_proto(
     for name in ATTRIBUTES:
         if name != "bits":
             body.int_attribute(name)
-    _flat_rows(body, gated)
+    flat_rows(body, gated)
     rounded_rows(body, outliers, has_blocks)
     _unpacked(body, bits)
-    _values(body, "scales", "scale_table")
+    tile_values(body, "scales", "scale_table")
     if zero != "middle":
-        _values(body, "zeros" if zero == "integer" else "float_zeros", "zero_table")
+        tile_values(body, "zeros" if zero == "integer" else "float_zeros", "zero_table")
     else:
         middle = helper.make_tensor("middle", TensorProto.UINT8, [], [1 << (bits - 1)])
         body("Constant", value=middle, name="middle_code")
@@ -103,7 +103,7 @@ def function_proto(
     y = "total" if has_blocks else body("Mul", "total", "row_scale")
     if outliers:
         columns = body("Gather", "rows", "outlier_columns", axis=1)
-        y = body("Add", y, body("MatMul", columns, _values(body, "outlier_weights", "outlier_table")))
+        y = body("Add", y, body("MatMul", columns, tile_values(body, "outlier_weights", "outlier_table")))
     if bias:
         y = body("Add", y, "bias")
     body.reshape(y, "lead", "out_features", name="y")
@@ -120,7 +120,7 @@ def function_proto(
     )
 
 
-def _flat_rows(body: FunctionBody, gated: bool) -> None:
+def flat_rows(body: FunctionBody, gated: bool) -> None:
     """Sets "rows" [n, in_features], "lead" the other dimensions of x, and "is_finite" [n, 1]."""
     body("Slice", body("Shape", "x"), "zero", "rest", name="lead")
     count = body("ReduceProd", "lead", keepdims=1)
@@ -156,7 +156,7 @@ def _unpacked(body: FunctionBody, bits: int) -> None:
     body("Slice", flat, body.ints("", 0, 0), ends, name="weight")
 
 
-def _values(body: FunctionBody, tiles: str, name: str) -> str:
+def tile_values(body: FunctionBody, tiles: str, name: str) -> str:
     """[n, out_features] of values in tiles [tiles, n, 16]; float16 becomes float32."""
     width = body("Mul", body.dim(tiles, 0), body.ints("", COLUMNS))
     flat = body.reshape(body("Transpose", tiles, perm=[1, 0, 2]), body.dim(tiles, 1), width)
