@@ -195,7 +195,11 @@ def fresh_outputs(case: Case) -> native.Arrays:
 
 def is_in_integers(inputs: native.Arrays) -> bool:
     fits = inputs["q"].shape[3] % 32 == 0 and "v_scale" in inputs
-    return fits and inputs["q"].shape[3] // inputs["v_scale"].shape[3] % 16 == 0 and kernels.simd() in ("avx512_vnni", "amx")
+    return (
+        fits
+        and inputs["q"].shape[3] // inputs["v_scale"].shape[3] % 16 == 0
+        and kernels.simd() in ("avx512_vnni", "amx")
+    )
 
 
 def assert_matches(case: Case, inputs: native.Arrays, actual: native.Arrays, expected: SparseResult) -> None:

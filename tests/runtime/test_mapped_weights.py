@@ -33,7 +33,9 @@ def mapped(file: Path) -> dict[str, int]:
 @pytest.mark.skipif(not SMAPS.is_file(), reason="needs Linux")
 @pytest.mark.skipif(kernels.library_path() is None, reason="function bodies unpack the weights")
 def test_weights_are_read_where_the_file_is_mapped(tmp_path):
-    source = make_checkpoint(tmp_path / "source", "sdar", hidden_size=256, intermediate_size=2048, head_dim=64, tied=True)
+    source = make_checkpoint(
+        tmp_path / "source", "sdar", hidden_size=256, intermediate_size=2048, head_dim=64, tied=True
+    )
     forms = {role: random_tensor((shape[0], shape[1]), 4, 64) for role, shape in linear_roles(source).items()}
     export(pack_folder(source, forms), tmp_path / "bundle", profile="w4a8")
     data = open_bundle(tmp_path / "bundle").graph_path.with_name("model.onnx.data")
