@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dlm_edge.errors import CODES
+from dlm_edge.kernels import library_path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -30,6 +31,8 @@ def examples(page):
 
 @pytest.mark.parametrize("name", ["write_flags", "write_troubleshooting", "write_models", "write_samplers"])
 def test_generated_pages_are_up_to_date(name, capsys):
+    if name == "write_models" and library_path() is None:
+        pytest.skip("sizes are those of an installation with native operators")
     assert importlib.import_module(name).main(["--check"]) == 0, capsys.readouterr().err
 
 
