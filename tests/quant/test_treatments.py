@@ -77,7 +77,7 @@ def test_planted_outliers_keep_their_activations_from_rounding(method, tmp_path)
         if "layers" in name and "down" not in name:  # its planted channels are few among its own
             assert exact == ("o_proj" not in name), (name, record.treatment)
     told: list[str] = []
-    bundle = export(tmp_path / "out", tmp_path / "bundle", progress=told.append)
-    nodes = {node["name"]: node["accuracy_level"] for node in bundle.nodes}
-    assert (nodes["layers.0.q.weight"], nodes["layers.0.o.weight"]) == (0, 4)
+    bundle = export(tmp_path / "out", tmp_path / "bundle", profile="w4a8", progress=told.append)
+    nodes = {node["name"]: node["activations"] for node in bundle.nodes}
+    assert (nodes["layers.0.q.weight"], nodes["layers.0.o.weight"]) == ("float", "int8")
     assert any("10 weights keep float activations, as quantizing measured outliers" in line for line in told)
