@@ -34,6 +34,7 @@ from onnx import TensorProto, helper, numpy_helper
 from dlm_edge import kernels
 from dlm_edge.kernels.qlinear import function
 from dlm_edge.kernels.qlinear.inputs import linear_inputs
+from dlm_edge.machine import processor
 
 SHAPES = ["1536x1536", "2048x2048", "4096x4096", "1536x8960", "8960x1536"]
 SETTINGS = ["nbits4g128", "nbits4g32", "nbits8g128", "integer", "integer_only", "q4g128", "q4g32", "q8g0", "q2g128"]
@@ -161,11 +162,6 @@ def row_of(setting: str, k: int, n: int, count: int, seconds: dict[str, list[flo
             row[f"over_{kind}"] = statistics.median(t / s for t, s in zip(seconds[name], own, strict=True))
             row[f"best_over_{kind}"] = min(seconds[name]) / min(own)
     return row
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def main() -> None:

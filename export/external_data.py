@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from pathlib import Path
 from typing import BinaryIO
 
@@ -59,6 +60,17 @@ class ExternalData:
         self.size = offset + array.nbytes
         self.written[digest] = offset
         return offset
+
+
+class InlineData(ExternalData):
+    """Keeps every tensor inside the model, which then needs no file."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO(), "")
+
+    def add(self, name: str, array: NDArray[np.generic]) -> onnx.TensorProto:
+        array = np.ascontiguousarray(array)
+        return onnx.TensorProto(name=name, data_type=TYPES[array.dtype], dims=array.shape, raw_data=array.tobytes())
 
 
 def data_path(graph_path: Path) -> Path:

@@ -7,7 +7,6 @@ rounds on as many rows as a denoising step has. Times and machine are recorded i
 
 from __future__ import annotations
 
-import io
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from onnx import TensorProto, helper
 
 from dlm_edge import kernels
 from dlm_edge.checkpoint import Checkpoint
-from dlm_edge.export.external_data import TYPES, ExternalData
+from dlm_edge.export.external_data import InlineData
 from dlm_edge.export.feed_forward import feed_forward
 from dlm_edge.export.linear import WeightNodes
 from dlm_edge.export.nodes import IR_VERSION, GraphBuilder, opset_imports
@@ -81,7 +80,7 @@ def times(source: Checkpoint, profiles: Sequence[Profile], rows: int) -> Mapping
 
 def open_layer(source: Checkpoint, profile: Profile) -> ort.InferenceSession:
     """The feed-forward part of layer 0 under a profile, with its weights in memory."""
-    graph = GraphBuilder(InMemory(), BODY)
+    graph = GraphBuilder(InlineData(), BODY)
     out = feed_forward(WeightNodes(source, graph, Precision(BODY, profile.kernel)), 0, "x")
     shape: list[int | str | None] = [1, "rows", source.spec.hidden_size]
     model = helper.make_model(
@@ -99,15 +98,3 @@ def open_layer(source: Checkpoint, profile: Profile) -> ort.InferenceSession:
     options = session_options(ort, None)
     kernels.register(options)
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-class InMemory(ExternalData):
-    """Keeps every tensor inside the model."""
-
-    def __init__(self) -> None:
-        super().__init__(io.BytesIO(), "")
-
-    def add(self, name: str, array: np.ndarray[Any, Any]) -> Any:
-        return helper.make_tensor(
-            name, TYPES[array.dtype], array.shape, np.ascontiguousarray(array).tobytes(), raw=True
-        )

@@ -52,7 +52,7 @@ def q_linear(
     whole = tensor.group_size >= tensor.shape[1]
     body = function.function_proto(
         bits, weight.zero, whole=whole, bias=has_bias, outliers=has_outliers, gated=gated, row_blocks=row_blocks
-    )  # of this form of weight
+    )
     graph.functions.setdefault((body.name, body.overload), body)
     return graph.add(
         function.OPERATOR, [x, *names], name, domain=DOMAIN, overload=body.overload,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, helper
 
 from dlm_edge.checkpoint import Checkpoint
-from dlm_edge.export.external_data import TYPES, ExternalData
+from dlm_edge.export.external_data import TYPES, InlineData
 from dlm_edge.export.linear import WeightNodes
 from dlm_edge.export.nodes import IR_VERSION, MICROSOFT, OPSET, GraphBuilder
 from dlm_edge.export.profiles import Precision
@@ -23,18 +22,6 @@ FAST = Precision(np.dtype(np.float32), "blocks")
 HALF = Precision(np.dtype(np.float16), "n_bits")
 
 
-class InGraph(ExternalData):
-    """Keeps every tensor in the graph, so that a test needs no folder."""
-
-    def __init__(self) -> None:
-        super().__init__(io.BytesIO(), "")
-
-    def add(self, name: str, array: NDArray[np.generic]) -> Any:
-        return helper.make_tensor(
-            name, TYPES[array.dtype], array.shape, np.ascontiguousarray(array).tobytes(), raw=True
-        )
-
-
 def build_linear(
     checkpoint: Checkpoint,
     tensor: PackedWeight,
@@ -43,7 +30,7 @@ def build_linear(
     role: str = "layers.0.up.weight",
     bias: str | None = None,
 ) -> tuple[ModelProto, WeightNodes]:
-    graph = GraphBuilder(InGraph(), precision.body)
+    graph = GraphBuilder(InlineData(), precision.body)
     weights = WeightNodes(checkpoint, graph, precision)
     out = weights.packed_linear("x", role, tensor, record_of("w", tensor, activations), "y", bias)
     rows, columns = tensor.shape

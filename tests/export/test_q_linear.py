@@ -14,11 +14,11 @@ from dlm_edge import kernels
 from dlm_edge.checkpoint import open_checkpoint
 from dlm_edge.export import export
 from dlm_edge.export.exact_linear import exact_function, exact_linear
+from dlm_edge.export.external_data import InlineData
 from dlm_edge.export.nodes import IR_VERSION, GraphBuilder, opset_imports
 from dlm_edge.export.q_linear import q_linear, stacked
 from dlm_edge.models.int8_linear import Int8ActivationLinear
 from dlm_edge.quantized import dequantize
-from tests.export.one_linear import InGraph
 from tests.packed_folder import linear_roles, pack_folder, pack_linears, random_codebook, random_tensor
 from tests.tiny import make_checkpoint
 
@@ -30,7 +30,7 @@ NATIVE = pytest.param(True, marks=pytest.mark.skipif(kernels.library_path() is N
 
 
 def run(x, tensor, *, native, exact=False, bias=None, gated=False, row_blocks=False):
-    graph = GraphBuilder(InGraph(), np.dtype(np.float32))
+    graph = GraphBuilder(InlineData(), np.dtype(np.float32))
     out = q_linear(graph, "x", "w", tensor, "y", bias, row_blocks=row_blocks, gated=gated)
     nodes, functions = graph.nodes, list(graph.functions.values())
     if exact:
@@ -144,7 +144,7 @@ def test_float16_scales_stay_what_they_are():
     halves = replace(halves, scales=halves.scales.astype(np.float16).astype(np.float32))
     odd = replace(halves, scales=halves.scales * np.float32(1 + 2**-14))
     for tensor, kind in ((halves, TensorProto.FLOAT16), (odd, TensorProto.FLOAT)):
-        graph = GraphBuilder(InGraph(), np.dtype(np.float32))
+        graph = GraphBuilder(InlineData(), np.dtype(np.float32))
         q_linear(graph, "x", "w", tensor, "y", row_blocks=False)
         assert next(t for t in graph.initializers if t.name == "w.scales").data_type == kind
         assert near(run(rows_of(tensor), tensor, native=False), definition(rows_of(tensor), tensor))
