@@ -1,6 +1,7 @@
 // silu(gate) * up, step by step as kernels/qlinear/gating.py has it: the same bits in every variant.
 #pragma once
 
+#include "exp_parts.h"
 #include "vectors.h"
 
 namespace dlm_edge {
@@ -8,16 +9,9 @@ namespace {
 
 // exp(x) for x <= 0, and 0 below -87. NaN stays NaN.
 DLM_EDGE_INLINE Vec ExpNegative(Vec x) {
-  const Vec shifted = x * 1.44269504f + 12582912.0f;
-  const Vec n = shifted - 12582912.0f;
-  const Vec r = (x - n * 0.693145752f) - n * 1.42860677e-06f;
-  const Vec power = (Vec)(((UintVec)shifted + (127u - 0x4B400000u)) << 23);  // of no use below -87, then dropped
-  Vec p = 0.00138145348f * r + 0.00836874545f;
-  p = p * r + 0.0416683927f;
-  p = p * r + 0.166665211f;
-  p = p * r + 0.49999994f;
-  p = (p * (r * r) + r) + 1.0f;
-  return x < -87.0f ? Vec{} : p * power;
+  const ExpParts parts = SplitExp(x);
+  const Vec power = (Vec)(((UintVec)parts.shifted + (127u - 0x4B400000u)) << 23);  // of no use below -87, then dropped
+  return x < -87.0f ? Vec{} : parts.p * power;
 }
 
 DLM_EDGE_INLINE Vec Silu(Vec x) {

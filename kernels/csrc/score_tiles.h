@@ -2,25 +2,17 @@
 // most 64 numbers to a sum. The sums of a chunk go into float64.
 #pragma once
 
+#include "exp_parts.h"
 #include "lane_sums.h"
 #include "vectors.h"
 
 namespace dlm_edge {
 namespace {
 
-// exp(x) below 1 ulp off for -87 <= x <= 0; finite, and of no use, for other finite x. With FMA or without.
+// exp(x) for -87 <= x <= 0; finite, and of no use, for other finite x. With FMA or without.
 DLM_EDGE_INLINE Vec ExpNegative(Vec x) {
-  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
-  const Vec shifted = x * 1.44269504f + 12582912.0f;
-  const Vec n = shifted - 12582912.0f;
-  const Vec r = (x - n * 0.693145752f) - n * 1.42860677e-06f;  // the first product is exact
-  // exp(r) = 1 + r + r^2 * p(r) on [-log(2) / 2, log(2) / 2], relative error 3e-9 before rounding.
-  Vec p = 0.00138145348f * r + 0.00836874545f;
-  p = p * r + 0.0416683927f;
-  p = p * r + 0.166665211f;
-  p = p * r + 0.49999994f;
-  p = (p * (r * r) + r) + 1.0f;
-  return (Vec)((UintVec)p + ((UintVec)shifted << 23));  // times 2^n: the bits above n are shifted out
+  const ExpParts parts = SplitExp(x);
+  return (Vec)((UintVec)parts.p + ((UintVec)parts.shifted << 23));  // times 2^n: the bits above n are shifted out
 }
 
 constexpr int kScoreSums = 4;  // so that the additions do not wait for each other
